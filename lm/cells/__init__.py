@@ -1,0 +1,13 @@
+"""The recurrent cells. A new one is its gate equations, a line here and an oracle row in tests."""
+
+from lm.tables import LazyTable
+
+CELLS: LazyTable = LazyTable(
+    "cell",
+    {
+        "rnn": ("lm.cells.rnn", "TANH_RNN"),
+        "irnn": ("lm.cells.rnn", "IDENTITY_RNN"),
+        "lstm": ("lm.cells.lstm", "LSTM"),
+        "gru": ("lm.cells.gru", "GRU"),
+    },
+)

@@ -1,0 +1,150 @@
+"""What a recurrent cell is: its gate equations, with everything linear lifted out of them.
+
+    z_t = x_t W_x + b                          every t at once, outside the recurrence
+    u_t = h_{t-1} W_h                          the only product inside it
+    s_t = gate(vectors, s_{t-1}, z_t, u_t)     elementwise: this is the cell
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Vectors = tuple[jax.Array, ...]  # parameters that enter the gates elementwise, each [H]
+Tape = Any  # whatever `pull_back` needs to know of one step: arrays with leading [B]
+
+
+class State(Protocol):
+    """What a cell carries from step to step: a NamedTuple of [B, H] arrays, one of them `h`."""
+
+    @property
+    def h(self) -> jax.Array: ...
+
+
+class Pulled(NamedTuple):
+    """The cotangents that one step sends back, given the cotangent of its new state."""
+
+    vectors: Vectors  # each [H], summed over the batch
+    state: Any  # of s_{t-1}, without the path through u_t
+    z: jax.Array  # dL/dz_t [B, K]
+    u: jax.Array  # dL/du_t [B, K]; the same object as z where the gates see only z + u
+
+
+class CellParams(NamedTuple):
+    """Parameters of one recurrent layer."""
+
+    w_x: jax.Array  # [D, K]
+    w_h: jax.Array  # [H, K]
+    b: jax.Array  # [K]
+    vectors: Vectors  # each [H]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell as a record of pure functions.
+
+    Attributes:
+      name: as in the literature, for figures and tables.
+      gates: names of the gates in the order in which their H columns are packed into K.
+      state: NamedTuple class of the state; its field `h` [B, H] is the output.
+      gate: (vectors, state, z, u) -> state, the equations. z and u are [B, K].
+      linearize: (vectors, state, z, u) -> (state, tape): `gate`, and its derivative
+        coefficients. Defaults to `jax.vjp` of `gate`; written by hand it can store less.
+      pull_back: (tape, cotangent of the new state) -> Pulled. Goes with `linearize`.
+      forget_gate: the gate that `forget_bias` is added to, or None.
+      vectors: how many elementwise parameter vectors `gate` takes; they start at 0.
+      recurrent_init: "orthogonal" or "identity": how W_h starts, gate by gate.
+    """
+
+    name: str
+    gates: tuple[str, ...]
+    state: type
+    gate: Callable[[Vectors, Any, jax.Array, jax.Array], Any]
+    linearize: Callable[[Vectors, Any, jax.Array, jax.Array], tuple[Any, Tape]]
+    pull_back: Callable[[Tape, Any], Pulled]
+    forget_gate: str | None = None
+    vectors: int = 0
+    recurrent_init: str = "orthogonal"
+
+    def init_state(self, batch: int, hidden: int, dtype: Any = jnp.float32) -> Any:
+        """The zero state: every field [B, H]."""
+        return self.state(*(jnp.zeros((batch, hidden), dtype) for _ in self.state._fields))  # type: ignore[attr-defined]
+
+
+def make_linearize(
+    gate: Callable[[Vectors, Any, jax.Array, jax.Array], Any],
+) -> Callable[[Vectors, Any, jax.Array, jax.Array], tuple[Any, Tape]]:
+    """The automatic `linearize`: the tape is the residuals that autodiff keeps of one step."""
+
+    def linearize(vectors: Vectors, state: Any, z: jax.Array, u: jax.Array) -> tuple[Any, Tape]:
+        return jax.vjp(gate, vectors, state, z, u)
+
+    return linearize
+
+
+def pull_back_tape(tape: Tape, d_state: Any) -> Pulled:
+    """The automatic `pull_back`, for a tape made by `make_linearize`."""
+    return Pulled(*tape(d_state))
+
+
+def make_cell(
+    name: str,
+    gates: tuple[str, ...],
+    state: type,
+    gate: Callable[[Vectors, Any, jax.Array, jax.Array], Any],
+    **options: Any,
+) -> Cell:
+    """A cell from its gate equations alone; the derivative is taken automatically."""
+    return Cell(name, gates, state, gate, make_linearize(gate), pull_back_tape, **options)
+
+
+def split_gates(packed: jax.Array, count: int) -> list[jax.Array]:
+    """[..., count * H] -> count arrays [..., H], in packing order."""
+    hidden = packed.shape[-1] // count
+    return [packed[..., k * hidden : (k + 1) * hidden] for k in range(count)]
+
+
+def init_params(
+    key: jax.Array,
+    cell: Cell,
+    input_size: int,
+    hidden: int,
+    *,
+    forget_bias: jax.Array | float = 1.0,
+    recurrent_gain: jax.Array | float = 1.0,
+    dtype: Any = jnp.float32,
+) -> CellParams:
+    """Variance-preserving start: W_x ~ N(0, 1/D); W_h = gain * Q gate by gate; biases 0.
+
+    Args:
+      key: a typed PRNG key.
+      forget_bias: added to the bias of `cell.forget_gate`; ignored by cells without one.
+      recurrent_gain: multiplies W_h. Both may be traced.
+      dtype: of the parameters.
+
+    Source: Saxe et al. 2014 (orthogonal), Le et al. 2015 arXiv:1504.00941 (identity),
+    Jozefowicz et al. 2015 (forget bias 1).
+    """
+    gates = len(cell.gates)
+    key_x, key_h = jax.random.split(key)
+    w_x = jax.random.normal(key_x, (input_size, gates * hidden), dtype) / input_size**0.5
+    if cell.recurrent_init == "identity":
+        blocks = [jnp.eye(hidden, dtype=dtype)] * gates
+    else:
+        blocks = [jax.random.orthogonal(k, hidden, dtype=dtype) for k in jax.random.split(key_h, gates)]
+    w_h = jnp.concatenate(blocks, axis=1) * jnp.asarray(recurrent_gain, dtype)
+    b = forget_bias_vector(cell, hidden, forget_bias, dtype)
+    return CellParams(w_x, w_h, b, tuple(jnp.zeros(hidden, dtype) for _ in range(cell.vectors)))
+
+
+def forget_bias_vector(
+    cell: Cell, hidden: int, forget_bias: jax.Array | float, dtype: Any
+) -> jax.Array:
+    """A bias [K] that is `forget_bias` in the forget gate's columns and 0 elsewhere."""
+    b = jnp.zeros(len(cell.gates) * hidden, dtype)
+    if cell.forget_gate is None:
+        return b
+    start = cell.gates.index(cell.forget_gate) * hidden
+    return b.at[start : start + hidden].set(jnp.asarray(forget_bias, dtype))

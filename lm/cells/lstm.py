@@ -1,0 +1,75 @@
+"""Long short-term memory with a forget gate (Hochreiter & Schmidhuber 1997, Gers et al. 2000).
+
+    i, f, o = sigmoid(z + u)        g = tanh(z + u)        packed in the order i, f, o, g
+    c_t = f * c_{t-1} + i * g       h_t = o * tanh(c_t)
+
+The sigmoid gates stand side by side so that one sigmoid serves all three. PyTorch and Flax
+pack i, f, g, o; conversion is a permutation of columns.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.cells.cell import Cell, Pulled, Vectors, split_gates
+
+
+class LSTMState(NamedTuple):
+    c: jax.Array  # cell state [B, H]
+    h: jax.Array  # hidden state [B, H]
+
+
+class LSTMTape(NamedTuple):
+    """Derivative coefficients of one step, each [B, H]."""
+
+    i: jax.Array  # dc_t / d(pre-activation of i)
+    f: jax.Array
+    o: jax.Array  # dh_t / d(pre-activation of o)
+    g: jax.Array
+    h: jax.Array  # dh_t / dc_t
+    c: jax.Array  # dc_t / dc_{t-1}: the constant error carousel
+
+
+def gate(vectors: Vectors, state: LSTMState, z: jax.Array, u: jax.Array) -> LSTMState:
+    """The four gates, the cell state and the hidden state of one step."""
+    i, f, o, g = activate(z + u)
+    c = f * state.c + i * g
+    return LSTMState(c, o * jnp.tanh(c))
+
+
+def activate(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Pre-activations [B, 4 H] -> activations of i, f, o, g, each [B, H]."""
+    a_i, a_f, a_o, a_g = split_gates(a, 4)
+    return jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jax.nn.sigmoid(a_o), jnp.tanh(a_g)
+
+
+def linearize(
+    vectors: Vectors, state: LSTMState, z: jax.Array, u: jax.Array
+) -> tuple[LSTMState, LSTMTape]:
+    """One step, and the six coefficients with which its backward step only multiplies and adds."""
+    i, f, o, g = activate(z + u)
+    c = f * state.c + i * g
+    tanh_c = jnp.tanh(c)
+    tape = LSTMTape(
+        i=g * i * (1 - i),
+        f=state.c * f * (1 - f),
+        o=tanh_c * o * (1 - o),
+        g=i * (1 - g * g),
+        h=o * (1 - tanh_c * tanh_c),
+        c=f,
+    )
+    return LSTMState(c, o * tanh_c), tape
+
+
+def pull_back(tape: LSTMTape, d_state: LSTMState) -> Pulled:
+    d_c = d_state.c + d_state.h * tape.h
+    delta = jnp.concatenate(
+        [d_c * tape.i, d_c * tape.f, d_state.h * tape.o, d_c * tape.g], axis=-1
+    )
+    return Pulled((), LSTMState(d_c * tape.c, jnp.zeros_like(d_c)), delta, delta)
+
+
+LSTM = Cell(
+    "LSTM", ("i", "f", "o", "g"), LSTMState, gate, linearize, pull_back, forget_gate="f"
+)

@@ -1,0 +1,124 @@
+"""Cross-entropy from hidden states, without ever holding all logits.
+
+    nll_n = logsumexp(h_n W + b) - (h_n W + b)[target_n]      in nats per token
+
+A batch of N tokens over V words has N x V logits: 4 GB at N = 4,096, V = 267,000. They are
+made in chunks of rows that fit `LOGITS_BYTES`, each used and dropped. The gradient with
+respect to the logits, softmax - onehot, needs nothing but the same chunk, so it is taken
+in the forward pass while the chunk is there: three products in all, none repeated.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+
+
+def chunk_rows(rows: int, vocabulary: int, itemsize: int = 4, limit: int = LOGITS_BYTES) -> int:
+    """How many rows of logits are made at a time: an even share of N, at most `limit` bytes."""
+    most = max(1, limit // (vocabulary * itemsize))
+    chunks = -(-rows // most)
+    return -(-rows // chunks)
+
+
+def token_nats(h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array) -> jax.Array:
+    """Negative log-likelihood of each target, in nats. For evaluation: not differentiated.
+
+    Args:
+      h: [N, H].
+      w: [H, V].
+      b: [V].
+      targets: int [N].
+
+    Returns:
+      float [N].
+    """
+    rows = chunk_rows(h.shape[0], w.shape[1], h.dtype.itemsize)
+    h_chunks, target_chunks = _chunked(h, rows), _chunked(targets, rows)
+
+    def chunk_nats(inputs: Any) -> jax.Array:
+        h_c, targets_c = inputs
+        return _nats_and_scores(h_c, w, b, targets_c)[0]
+
+    return lax.map(chunk_nats, (h_chunks, target_chunks)).reshape(-1)[: h.shape[0]]
+
+
+@jax.custom_vjp
+def weighted_nats(
+    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """sum over n of weights_n * nll_n, a scalar in nats.
+
+    Args:
+      h: [N, H].
+      w: [H, V].
+      b: [V].
+      targets: int [N].
+      weights: float [N]: 0 on padding; 1 / tokens gives the mean per token.
+    """
+    return jnp.sum(token_nats(h, w, b, targets) * weights)
+
+
+def _weighted_forward(
+    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, Any]:
+    rows = chunk_rows(h.shape[0], w.shape[1], h.dtype.itemsize)
+    chunks = tuple(_chunked(array, rows) for array in (h, targets, weights))
+    w_transposed = w.T
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        d_w, d_b = carry
+        h_c, targets_c, weights_c = inputs
+        nats, scores, log_z = _nats_scores_log_z(h_c, w, b, targets_c)
+        # d logits = weight * (softmax - onehot), written without a scatter.
+        words = lax.broadcasted_iota(targets_c.dtype, scores.shape, 1)
+        onehot = (words == targets_c[:, None]).astype(scores.dtype)
+        d_scores = (jnp.exp(scores - log_z[:, None]) - onehot) * weights_c[:, None]
+        carry = d_w + h_c.T @ d_scores, d_b + d_scores.sum(axis=0)
+        return carry, (nats, d_scores @ w_transposed)
+
+    zeros = jnp.zeros_like(w), jnp.zeros_like(b)
+    if chunks[0].shape[0] == 1:  # everything fits: no loop, no accumulator
+        (d_w, d_b), (nats, d_h) = step((0.0, 0.0), jax.tree.map(lambda c: c[0], chunks))
+    else:
+        (d_w, d_b), (nats, d_h) = lax.scan(step, zeros, chunks)
+    count = h.shape[0]
+    nats = nats.reshape(-1)[:count]
+    d_h = d_h.reshape(-1, h.shape[1])[:count]
+    return jnp.sum(nats * weights), (d_h, d_w, d_b, nats)
+
+
+def _weighted_backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+    d_h, d_w, d_b, nats = residuals
+    return cotangent * d_h, cotangent * d_w, cotangent * d_b, None, cotangent * nats
+
+
+weighted_nats.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _chunked(array: jax.Array, rows: int) -> jax.Array:
+    """[N, ...] -> [chunks, rows, ...], zeros after the end."""
+    chunks = -(-array.shape[0] // rows)
+    padding = chunks * rows - array.shape[0]
+    widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, widths).reshape(chunks, rows, *array.shape[1:])
+
+
+def _nats_and_scores(
+    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    nats, scores, _ = _nats_scores_log_z(h, w, b, targets)
+    return nats, scores
+
+
+def _nats_scores_log_z(
+    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One chunk: nll [rows], logits [rows, V], log normaliser [rows]."""
+    scores = h @ w + b[None, :]
+    log_z = jax.nn.logsumexp(scores, axis=-1)
+    chosen = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+    return log_z - chosen, scores, log_z

@@ -1,0 +1,263 @@
+"""The one engine: run a cell over time, and run its gradient back.
+
+Forward, the input products of all steps are one matrix product, the scan holds the recurrent
+product and the gates, and each step leaves a tape of derivative coefficients. Backward, the
+scan carries the cotangent of the state alone and emits delta_t = dL/du_t; dW_h is then ONE
+product of all h_{t-1} with all delta_t, dW_x and dx one product each. Autodiff of the same
+scan would add a weight-sized gradient at every step.
+
+What the backward scan emits is what a picture of gradient flow needs, so `lm.gradients` calls
+the same `run_forward` and `pull_back_step`; training sums what they emit, the laboratory looks.
+
+Masks: where mask[t, b] is False the state passes through step t unchanged, so a padded
+sentence leaves the state that the unpadded one leaves, and no gradient enters the padding.
+
+Probes: a zero added to every state. Its gradient is dL/ds_t, at no cost when not asked for.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
+
+Step = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+
+
+class Trace(NamedTuple):
+    """What a forward scan leaves behind for the backward one."""
+
+    h_first: jax.Array  # h_0 [B, H]
+    h: jax.Array  # h_1 .. h_T [T, B, H]
+    tape: Tape  # leaves [T, B, ...]
+    mask: jax.Array | None  # [T, B]
+
+
+def unroll(
+    cell: Cell,
+    params: CellParams,
+    state: Any,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    probe: Any = None,
+) -> tuple[Any, jax.Array]:
+    """Run `cell` over a sequence.
+
+    Args:
+      params: of this layer.
+      state: s_0, fields [B, H].
+      x: [T, B, D].
+      mask: bool [T, B], False on padding; None where nothing is padded.
+      probe: a state of zeros with fields [T, B, H]; its gradient is dL/ds_t, the total
+        derivative with respect to each field as it enters step t + 1 and the output
+        (for an LSTM's c: not through h_t, which is a field of its own).
+
+    Returns:
+      (s_T, h): the last state and all outputs [T, B, H].
+
+    Raises:
+      ValueError: where shapes disagree.
+    """
+    check_shapes(cell, params, state, x, mask)
+    z = project(x, params.w_x, params.b)
+    return recur(cell, params.w_h, params.vectors, state, z, mask, probe)
+
+
+def project(x: jax.Array, w_x: jax.Array, b: jax.Array) -> jax.Array:
+    """z = x W_x + b for all steps as one product. [T, B, D] -> [T, B, K].
+
+    Reshaped to two dimensions: the same product over (T, B) is half as fast on a CPU.
+    """
+    time, batch, size = x.shape
+    return (x.reshape(time * batch, size) @ w_x + b[None, :]).reshape(time, batch, -1)
+
+
+def run_forward(
+    cell: Cell,
+    w_h: jax.Array,
+    vectors: Vectors,
+    state: Any,
+    z: jax.Array,
+    mask: jax.Array | None,
+) -> tuple[Any, Trace]:
+    """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
+
+    def step(s_prev: Any, inputs: Any) -> tuple[Any, Any]:
+        z_t, mask_t = inputs
+        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, s_prev.h @ w_h)
+        s_t = select(mask_t, s_t, s_prev)
+        return s_t, (s_t.h, tape_t)
+
+    last, (h, tape) = lax.scan(step, state, (z, mask))
+    return last, Trace(state.h, h, tape, mask)
+
+
+def pull_back_step(
+    cell: Cell, w_h_transposed: jax.Array, tape_t: Tape, mask_t: jax.Array | None, d_s: Any
+) -> tuple[Any, Pulled]:
+    """One step of the backward scan.
+
+    Args:
+      w_h_transposed: [K, H], transposed once, outside the scan.
+      d_s: cotangent of s_t, complete.
+
+    Returns:
+      (cotangent of s_{t-1}, Pulled), the first complete but for what L adds at h_{t-1}.
+    """
+    d_valid = select(mask_t, d_s, jax.tree.map(jnp.zeros_like, d_s))
+    pulled = cell.pull_back(tape_t, d_valid)
+    d_prev = pulled.state._replace(h=pulled.state.h + pulled.u @ w_h_transposed)
+    if mask_t is not None:
+        d_prev = select(mask_t, d_prev, d_s)
+    return d_prev, pulled
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recur(
+    cell: Cell,
+    w_h: jax.Array,
+    vectors: Vectors,
+    state: Any,
+    z: jax.Array,
+    mask: jax.Array | None,
+    probe: Any,
+) -> tuple[Any, jax.Array]:
+    """The recurrence proper, given the input products z [T, B, K]."""
+
+    def step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
+        z_t, mask_t = inputs
+        s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, s_prev.h @ w_h), s_prev)
+        return s_t, s_t.h
+
+    return lax.scan(step, state, (z, mask))
+
+
+def _recur_forward(
+    cell: Cell,
+    w_h: jax.Array,
+    vectors: Vectors,
+    state: Any,
+    z: jax.Array,
+    mask: jax.Array | None,
+    probe: Any,
+) -> tuple[Any, Any]:
+    last, trace = run_forward(cell, w_h, vectors, state, z, mask)
+    return (last, trace.h), (w_h, vectors, trace, probe is not None)
+
+
+def _recur_backward(cell: Cell, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    w_h, vectors, trace, probed = residuals
+    d_last, d_h = cotangents
+    w_h_transposed = w_h.T
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        d_s, d_vectors = carry
+        d_h_t, tape_t, mask_t = inputs
+        d_s = d_s._replace(h=d_s.h + d_h_t)
+        d_prev, pulled = pull_back_step(cell, w_h_transposed, tape_t, mask_t, d_s)
+        d_vectors = jax.tree.map(jnp.add, d_vectors, pulled.vectors)
+        # Where the gates see z + u alone, dL/dz is dL/du: one array serves both.
+        d_u = None if pulled.u is pulled.z else pulled.u
+        return (d_prev, d_vectors), (pulled.z, d_u, d_s)
+
+    zero_vectors = jax.tree.map(jnp.zeros_like, vectors)
+    (d_first, d_vectors), (d_z, d_u, d_states) = lax.scan(
+        step, (d_last, zero_vectors), (d_h, trace.tape, trace.mask), reverse=True
+    )
+    d_w_h = recurrent_gradient(trace, d_z if d_u is None else d_u)
+    # An unused stack of d_states is dead code, which the compiler removes from the loop.
+    return d_w_h, d_vectors, d_first, d_z, None, d_states if probed else None
+
+
+recur.defvjp(_recur_forward, _recur_backward)
+
+
+def previous_h(trace: Trace) -> jax.Array:
+    """h_0 .. h_{T-1}, [T, B, H]."""
+    return jnp.concatenate([trace.h_first[None], trace.h[:-1]])
+
+
+def recurrent_gradient(trace: Trace, delta: jax.Array) -> jax.Array:
+    """dL/dW_h = sum over t of h_{t-1}^T delta_t, as one product. delta [T, B, K] -> [H, K]."""
+    h_prev = previous_h(trace)
+    return h_prev.reshape(-1, h_prev.shape[-1]).T @ delta.reshape(-1, delta.shape[-1])
+
+
+def unroll_step(
+    step: Step,
+    params: Any,
+    state: Any,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    probe: Any = None,
+) -> tuple[Any, jax.Array]:
+    """The generic door: any `step(params, state, x_t) -> (state, h_t)`, by plain autodiff.
+
+    Slower than `unroll`, for cells that are not one product followed by elementwise gates.
+
+    Args:
+      state: any pytree of arrays with leading [B].
+      x: [T, B, D].
+      mask: bool [T, B] or None. On padding the state passes through and h_t is 0.
+      probe: a pytree like `state` with leading [T, B], zeros; added to each new state, so
+        that its gradient is dL/ds_t.
+
+    Returns:
+      (s_T, h [T, B, H]).
+    """
+
+    def scan_step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
+        x_t, mask_t, probe_t = inputs
+        s_t, h_t = step(params, s_prev, x_t)
+        if probe_t is not None:
+            s_t = jax.tree.map(jnp.add, s_t, probe_t)
+        return select(mask_t, s_t, s_prev), select(mask_t, h_t, jnp.zeros_like(h_t))
+
+    return lax.scan(scan_step, state, (x, mask, probe))
+
+
+def as_step(cell: Cell) -> Step:
+    """A cell as a plain `step(params, state, x_t)`, what `unroll` must agree with."""
+
+    def step(params: CellParams, s_prev: Any, x_t: jax.Array) -> tuple[Any, jax.Array]:
+        z_t = x_t @ params.w_x + params.b[None, :]
+        s_t = cell.gate(params.vectors, s_prev, z_t, s_prev.h @ params.w_h)
+        return s_t, s_t.h
+
+    return step
+
+
+def select(mask: jax.Array | None, new: Any, old: Any) -> Any:
+    """`new` where mask [B] holds, else `old`, leaf by leaf; `new` where there is no mask."""
+    if mask is None:
+        return new
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b),
+        new,
+        old,
+    )
+
+
+def check_shapes(
+    cell: Cell, params: CellParams, state: Any, x: jax.Array, mask: jax.Array | None
+) -> None:
+    """Raise ValueError where the arguments of `unroll` do not fit each other."""
+    size, width = params.w_x.shape
+    hidden = params.w_h.shape[0]
+    if x.ndim != 3 or x.shape[-1] != size:
+        raise ValueError(f"x has shape {x.shape}; wanted [T, B, {size}] to fit w_x {params.w_x.shape}")
+    if width != len(cell.gates) * hidden or params.w_h.shape != (hidden, width):
+        raise ValueError(
+            f"w_x {params.w_x.shape} and w_h {params.w_h.shape} do not fit a {cell.name}; "
+            f"wanted [D, {len(cell.gates)} H] and [H, {len(cell.gates)} H]"
+        )
+    if state.h.shape != (x.shape[1], hidden):
+        raise ValueError(f"state.h has shape {state.h.shape}; wanted {(x.shape[1], hidden)}")
+    if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != jnp.bool_):
+        raise ValueError(
+            f"mask is {mask.dtype} {mask.shape}; wanted bool {x.shape[:2]}, one entry a token"
+        )

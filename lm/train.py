@@ -1,0 +1,174 @@
+"""Training: one step, many steps a dispatch, and a run as a stream of its measurements.
+
+    J = mean over tokens of -log p(w_{t+1} | w_1 .. w_t)      p <- p - rate * clip(dJ/dp)
+
+Gradients stop where a chunk of truncated BPTT starts: the state that enters it is a constant.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from lm import model
+from lm.config import ModelConfig, OptimConfig
+from lm.data.batches import Batch, Batches
+from lm.loss import weighted_nats
+from lm.optim import Hyper, make_optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run is, between two steps: saving it and going on changes nothing."""
+
+    step: jax.Array  # int32 []
+    params: model.Params
+    opt_state: Any
+    carry: model.Carry  # recurrent state of each layer
+    key: jax.Array  # PRNG key of the run; a step folds its number into it
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What one step measured, each a float32 scalar."""
+
+    nats: jax.Array  # sum over the batch
+    tokens: jax.Array
+    grad_norm: jax.Array  # global L2 norm, before clipping
+
+
+Block = Callable[[TrainState, Hyper, Any], tuple[TrainState, StepMetrics]]
+
+
+def init_state(
+    key: jax.Array,
+    config: ModelConfig,
+    optim: OptimConfig,
+    vocabulary: int,
+    batch_size: int,
+    *,
+    forget_bias: jax.Array | float | None = None,
+) -> TrainState:
+    """The state before the first step."""
+    key_params, key_run = jax.random.split(key)
+    params = model.init(key_params, config, vocabulary, forget_bias=forget_bias)
+    optimizer = make_optimizer(optim, Hyper(1.0, 1.0), optax.constant_schedule(1.0))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        carry=model.init_carry(config, batch_size),
+        key=key_run,
+    )
+
+
+def batch_nats(
+    config: ModelConfig, params: model.Params, carry: model.Carry, batch: Any
+) -> tuple[jax.Array, tuple[model.Carry, jax.Array, jax.Array]]:
+    """Mean nats per token of a batch, the loss J.
+
+    Returns:
+      (J, (carry after the batch, sum of nats, tokens)).
+    """
+    carry, h = model.apply(config, params, carry, batch.inputs, batch.mask)
+    weights = jnp.ones(batch.targets.shape) if batch.mask is None else batch.mask
+    weights = weights.reshape(-1).astype(h.dtype)
+    tokens = weights.sum()
+    mean = weighted_nats(
+        h.reshape(-1, h.shape[-1]),
+        model.softmax_weights(params),
+        params.softmax_b,
+        batch.targets.reshape(-1),
+        weights / tokens,
+    )
+    return mean, (carry, mean * tokens, tokens)
+
+
+def train_step(
+    config: ModelConfig,
+    optim: OptimConfig,
+    schedule: optax.Schedule,
+    state: TrainState,
+    hyper: Hyper,
+    batch: Any,
+) -> tuple[TrainState, StepMetrics]:
+    """One SGD step. `batch` is a Batch without a leading axis."""
+    carry = jax.tree.map(
+        lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), lax.stop_gradient(state.carry)
+    )
+    loss = jax.value_and_grad(batch_nats, argnums=1, has_aux=True)
+    (_, (carry, nats, tokens)), grads = loss(config, state.params, carry, batch)
+    optimizer = make_optimizer(optim, hyper, schedule)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        carry=carry,
+    )
+    return state, StepMetrics(nats=nats, tokens=tokens, grad_norm=optax.global_norm(grads))
+
+
+def make_block(config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule) -> Block:
+    """Compile many steps into one dispatch: (state, hyper, block of batches) -> (state, metrics).
+
+    The state is donated: use the one that comes back.
+    """
+
+    def block(state: TrainState, hyper: Hyper, batches: Any) -> tuple[TrainState, StepMetrics]:
+        return lax.scan(
+            lambda s, batch: train_step(config, optim, schedule, s, hyper, batch), state, batches
+        )
+
+    return jax.jit(block, donate_argnums=0)
+
+
+class NotFinite(ArithmeticError):
+    """The loss or the gradient is NaN or infinite."""
+
+    def __init__(self, step: int, nats: float, grad_norm: float):
+        self.step = step
+        super().__init__(
+            f"step {step}: loss {nats} and gradient norm {grad_norm}, wanted finite numbers; "
+            "lower learning_rate or clip"
+        )
+
+
+def run_blocks(
+    state: TrainState,
+    hyper: Hyper,
+    block: Block,
+    batches: Batches,
+    *,
+    stop: int,
+    steps_per_dispatch: int,
+) -> Iterator[tuple[TrainState, StepMetrics]]:
+    """Train from the state's step to step `stop`, yielding after every dispatch.
+
+    Args:
+      steps_per_dispatch: most steps in one; the host acts only between dispatches.
+
+    Yields:
+      (state, StepMetrics of NumPy arrays [steps]). The state is donated to the next
+      dispatch: take what you need of it before asking for the next.
+
+    Raises:
+      NotFinite: names the first step whose loss or gradient is not finite. The state that
+      was yielded before it is the last good one.
+    """
+    step = int(state.step)
+    while step < stop:
+        chunk: Batch = batches.block(step, min(steps_per_dispatch, stop - step))
+        state, metrics = block(state, hyper, chunk)
+        measured = jax.tree.map(np.asarray, metrics)
+        bad = ~(np.isfinite(measured.nats) & np.isfinite(measured.grad_norm))
+        if bad.any():
+            first = int(bad.argmax())
+            raise NotFinite(step + first, measured.nats[first], measured.grad_norm[first])
+        step += len(chunk.reset)
+        yield state, measured
