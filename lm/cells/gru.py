@@ -66,4 +66,13 @@ def pull_back(tape: GRUTape, d_state: GRUState) -> Pulled:
     )
 
 
-GRU = Cell("GRU", ("r", "q", "n"), GRUState, gate, linearize, pull_back, vectors=1)
+GRU = Cell(
+    "GRU",
+    ("r", "q", "n"),
+    GRUState,
+    gate,
+    linearize,
+    pull_back,
+    vectors=1,
+    learning_rate=20.0,
+)

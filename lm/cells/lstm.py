@@ -71,5 +71,12 @@ def pull_back(tape: LSTMTape, d_state: LSTMState) -> Pulled:
 
 
 LSTM = Cell(
-    "LSTM", ("i", "f", "o", "g"), LSTMState, gate, linearize, pull_back, forget_gate="f"
+    "LSTM",
+    ("i", "f", "o", "g"),
+    LSTMState,
+    gate,
+    linearize,
+    pull_back,
+    forget_gate="f",
+    learning_rate=20.0,
 )

@@ -1,0 +1,90 @@
+"""The one figure style: a colour a cell, colour-blind safe, log axes, bands, PNG and SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Okabe and Ito 2008: told apart with every common colour blindness.
+COLOURS = {
+    "rnn": "#D55E00",
+    "irnn": "#E69F00",
+    "lstm": "#0072B2",
+    "gru": "#009E73",
+}
+OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "figure",
+}
+
+
+def colour(cell: str, index: int = 0) -> str:
+    """The colour of a cell; cells without one of their own take the next free."""
+    return COLOURS.get(cell, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+
+
+def new_figure(columns: int, width: float = 12.0, height: float = 5.4) -> tuple[Any, Sequence[Any]]:
+    """A figure with panels side by side."""
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    return figure, np.atleast_1d(axes).tolist()
+
+
+def plot_band(
+    axis: Any, x: np.ndarray, log_mean: np.ndarray, low: np.ndarray, high: np.ndarray, **line: Any
+) -> Any:
+    """A curve of natural logs with its band, drawn as values on a log10 axis.
+
+    log10 of the values is plotted, since they may lie beyond the range of a float.
+    """
+    factor = 1 / np.log(10)
+    (drawn,) = axis.plot(x, log_mean * factor, **line)
+    if np.isfinite(low).any():
+        axis.fill_between(
+            x, low * factor, high * factor, color=drawn.get_color(), alpha=0.18, linewidth=0
+        )
+    return drawn
+
+
+def label_log10(axis: Any) -> None:
+    """Label a y axis that shows log10: whole powers, or 1-2-5 where it spans few of them."""
+    low, high = axis.get_ylim()
+    if high - low > 3:
+        step = max(1, int(np.ceil((high - low) / 9)))
+        powers = [p for p in range(int(np.ceil(low)), int(np.floor(high)) + 1) if p % step == 0]
+        axis.set_yticks(powers, [f"$10^{{{power}}}$" for power in powers])
+    else:
+        powers = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+        values = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+        axis.set_yticks(np.log10(values), [f"{value:g}" for value in values])
+    axis.set_ylim(low, high)
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write NAME.png and NAME.svg, each whole or not at all."""
+    paths = []
+    for kind in ("png", "svg"):
+        path = folder / f"{name}.{kind}"
+        partial = folder / f"{name}.partial.{kind}"
+        figure.savefig(partial, metadata={"Date": None} if kind == "svg" else None)
+        partial.replace(path)
+        paths.append(path)
+    plt.close(figure)
+    return paths

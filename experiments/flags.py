@@ -1,0 +1,162 @@
+"""absl flags derived from a frozen dataclass: the only place where flags exist.
+
+A Config's fields, and those of the dataclasses nested in it, become flags of the same names,
+with the type, default and help of the field. The parsed command line is an instance of the
+Config, so what the dataclasses check is checked for the command line too.
+"""
+
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from absl import flags
+
+from lm.tables import unknown_name
+
+Config = TypeVar("Config")
+
+WRONG_USE = 2  # exit status of a mistake that the user can mend
+
+
+def fail(program: str, message: str) -> NoReturn:
+    """Say what is wrong in one line, and exit with status 2."""
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(WRONG_USE)
+
+
+def parse(config_class: type[Config], arguments: list[str], program: str, doc: str) -> Config:
+    """A Config from a command line; --help and mistakes end the process.
+
+    Args:
+      arguments: without the program's name.
+      program: the experiment's name, for messages.
+      doc: printed above the flags by --help.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+    omit = getattr(config_class, "omit", ())
+    define(values, config_class(), omit)
+    try:
+        rest = values([program, *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        fail(program, unknown_name("flag", error.flagname, {n: 0 for n in sorted(values)}))
+    except flags.Error as error:
+        fail(program, f"{error}; ./launch.sh {program} --help shows every flag")
+    if values.help:
+        print(f"{doc.strip()}\n\nusage: ./launch.sh {program} [--flag=value ...]\n")
+        print_flags(config_class(), "run", omit)
+        sys.exit(0)
+    if rest:
+        fail(program, f"{rest[0]!r} is no flag; wanted --name=value, as --help shows")
+    try:
+        return build(config_class(), values)
+    except ValueError as error:
+        fail(program, f"{error} (--help shows every flag)")
+
+
+def define(values: flags.FlagValues, defaults: Any, omit: tuple[str, ...]) -> None:
+    """One absl flag for each field of a Config, nested dataclasses included.
+
+    Args:
+      defaults: an instance; its values are the defaults of the flags.
+      omit: fields that stay at their defaults and get no flag.
+    """
+    types = typing.get_type_hints(type(defaults))
+    makers: dict[Any, Callable[..., Any]] = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(defaults):
+        kind, default = types[field.name], getattr(defaults, field.name)
+        if field.name in omit:
+            continue
+        if dataclasses.is_dataclass(kind):
+            define(values, default, omit)
+        elif isinstance(default, tuple):
+            text = ",".join(map(str, default))
+            flags.DEFINE_list(field.name, text, field.metadata["help"], flag_values=values)
+        else:
+            makers[kind](field.name, default, field.metadata["help"], flag_values=values)
+
+
+def build(defaults: Config, values: flags.FlagValues) -> Config:
+    """`defaults` with what the parsed flags say.
+
+    Raises:
+      ValueError: a list item of the wrong type, or what the dataclass itself refuses.
+    """
+    types = typing.get_type_hints(type(defaults))
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(defaults):  # type: ignore[arg-type]
+        kind, default = types[field.name], getattr(defaults, field.name)
+        if dataclasses.is_dataclass(kind):
+            given[field.name] = build(default, values)
+        elif isinstance(default, tuple):
+            item = typing.get_args(kind)[0]
+            texts = values[field.name].value
+            given[field.name] = tuple(convert(field.name, text, item) for text in texts)
+        elif field.name in values:
+            given[field.name] = values[field.name].value
+    return dataclasses.replace(defaults, **given)  # type: ignore[type-var]
+
+
+def convert(name: str, text: str, kind: type) -> Any:
+    """One item of a list flag."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} holds {text!r}; wanted {kind.__name__}s, as 1,2,3") from None
+
+
+def print_flags(defaults: Any, title: str, omit: tuple[str, ...]) -> None:
+    """Every flag with its type, default, help and choices, a section for each dataclass."""
+    types = typing.get_type_hints(type(defaults))
+    nested = []
+    print(f"{title}:")
+    for field in dataclasses.fields(defaults):
+        kind, default = types[field.name], getattr(defaults, field.name)
+        if field.name in omit:
+            continue
+        if dataclasses.is_dataclass(kind):
+            nested.append((default, field.name))
+            continue
+        name = getattr(kind, "__name__", "str")
+        if isinstance(default, tuple):
+            name = f"{typing.get_args(kind)[0].__name__}, comma-separated"
+            default = ",".join(map(str, default))
+        print(f"  --{field.name}={default}  ({name})\n      {field.metadata['help']}")
+        if field.metadata.get("choices") is not None:
+            print(f"      one of: {', '.join(field.metadata['choices'])}")
+    print()
+    for inner, name in nested:
+        print_flags(inner, name, omit)
+
+
+def main(config_class: type[Config], run: Callable[[Config], None], doc: str | None) -> None:
+    """Parse the command line, run the experiment, and turn a user's mistake into one line."""
+    program = program_name()
+    config = parse(config_class, sys.argv[1:], program, doc or "")
+    try:
+        run(config)
+    except (ValueError, OSError, ArithmeticError) as error:
+        if os.environ.get("LM_TRACEBACK"):
+            raise
+        fail(program, str(error))
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def answer_help(config_class: type[Config], doc: str | None) -> None:
+    """Parse before the heavy imports, so that --help and typos are answered at once."""
+    parse(config_class, sys.argv[1:], program_name(), doc or "")
+
+
+def program_name() -> str:
+    """The experiment's name, from `python -m experiments.NAME`."""
+    return os.path.splitext(os.path.basename(sys.argv[0]))[0]

@@ -1,0 +1,232 @@
+"""Train a recurrent language model on any text, word after word, with SGD.
+
+J = mean over tokens of the cross-entropy of the next word; perplexity = exp(J). Prints and
+logs the perplexity of the validation text after each epoch and of the test text at the end.
+
+    ./launch.sh train                                     Austen, LSTM, a few minutes
+    ./launch.sh train --corpus=my_book.txt --cell=gru --run=runs/my_book
+    ./launch.sh train --corpus=ptb --data_dir=PATH --batching=sentences
+    ./launch.sh train --run=runs/my_book --resume         go on where it stopped
+
+A run can be killed at any moment; --resume continues it to the same parameters, bit for bit.
+"""
+
+# ruff: noqa: E402
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import flags
+from lm.config import DataConfig, ModelConfig, OptimConfig, option, validate
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of train."""
+
+    epochs: float = option(3.0, "passes through the training text", above=0)
+    steps: int = option(0, "training steps; 0: as many as epochs makes", least=0)
+    seed: int = option(0, "of the parameters and the order of sentences", least=0)
+    run: str = option("", "folder of the run; empty: runs/train-<date>-<time>")
+    resume: bool = option(False, "go on with the run in --run, with the options it was made with")
+    steps_per_dispatch: int = option(50, "training steps in one compiled call", least=1)
+    checkpoint_every: int = option(500, "steps between checkpoints", least=1)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig(schedule="cosine")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.resume and not self.run:
+            raise ValueError("resume needs --run=FOLDER, the run to go on with")
+
+
+if __name__ == "__main__":
+    flags.answer_help(Config, __doc__)
+
+import signal
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments import figures, run_folder
+from lm import model
+from lm.cells import CELLS
+from lm.checkpoint import Checkpoints
+from lm.data.batches import make_batches
+from lm.data.corpus import Corpus, load_corpus
+from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward
+from lm.optim import Hyper, make_schedule
+from lm.train import TrainState, init_state, make_block, run_blocks
+
+
+def run(config: Config) -> Path:
+    """Train, evaluate, save. Returns the run's folder."""
+    if config.resume:
+        folder = run_folder.require(config.run)
+        config = run_folder.read_config(folder, Config)
+        corpus = load_corpus(config.data, run_folder.read_vocabulary(folder))
+        check_corpus(folder, corpus)
+    else:
+        corpus = load_corpus(config.data)
+        folder = run_folder.create(config.run, "train")
+        run_folder.write_vocabulary(folder, corpus.vocabulary)
+        run_folder.write_start(folder, config, {"name": corpus.name, "sha256": corpus.sha256})
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state, finished = train(config, corpus, folder, checkpoints)
+    if not finished:
+        print(f"stopped at step {int(state.step)}; go on with --run={folder} --resume")
+        return folder
+    evaluate = make_evaluate(config, corpus)
+    rows = {split: evaluate(state.params, split) for split in ("valid", "test")}
+    run_folder.write_json(
+        folder / "results.json",
+        {
+            "step": int(state.step),
+            "parameters": model.count_parameters(state.params),
+            **{split: row._asdict() | {"perplexity": row.perplexity} for split, row in rows.items()},
+        },
+    )
+    paths = plot(folder)
+    for split, row in rows.items():
+        print(f"{split:6} perplexity {row.perplexity:8.2f}   ({row.tokens:,} tokens)")
+    print(f"run: {folder}    figure: {paths[0]}")
+    return folder
+
+
+def train(
+    config: Config, corpus: Corpus, folder: Path, checkpoints: Checkpoints
+) -> tuple[TrainState, bool]:
+    """Train to the last step, or until a signal asks to stop: (state, finished)."""
+    tokens, data = corpus.splits["train"], config.data
+    batches = make_batches(tokens, data.batching, data.batch_size, data.length, config.seed)
+    per_epoch = batches.steps_per_epoch
+    last = config.steps or max(1, round(config.epochs * per_epoch))
+    vocabulary = len(corpus.vocabulary)
+    state = init_state(
+        jax.random.key(config.seed), config.model, config.optim, vocabulary, batches.batch_size
+    )
+    if checkpoints.steps():
+        state = checkpoints.restore(state)
+    rate = config.optim.learning_rate or CELLS[config.model.cell].learning_rate
+    hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
+    block = make_block(config.model, config.optim, make_schedule(config.optim, per_epoch, last))
+    evaluate = make_evaluate(config, corpus)
+    log = run_folder.MetricsLog(folder)
+    log.keep_until(int(state.step))
+    stop = StopOnSignal()
+    start = int(state.step)
+    with tqdm(total=last, initial=start, unit="step", dynamic_ncols=True) as bar, stop:
+        # Dispatches end where a checkpoint or an epoch is due, at the same steps in every
+        # process, whether the run was resumed or not.
+        while int(state.step) < last:
+            step = int(state.step)
+            due = min(
+                last,
+                (step // config.checkpoint_every + 1) * config.checkpoint_every,
+                (step // per_epoch + 1) * per_epoch,
+            )
+            for state, metrics in run_blocks(
+                state, hyper, block, batches, stop=due, steps_per_dispatch=config.steps_per_dispatch
+            ):
+                report(bar, log, state, metrics, config)
+                if stop.asked:
+                    break
+            step = int(state.step)
+            if step % per_epoch == 0 or step == last:
+                log.write(step=step, valid=evaluate(state.params, "valid").perplexity)
+            if stop.asked or step == last or step % config.checkpoint_every == 0:
+                checkpoints.save(state)
+            if stop.asked:
+                break
+    checkpoints.wait()
+    return state, int(state.step) >= last
+
+
+def report(bar: Any, log: run_folder.MetricsLog, state: TrainState, metrics: Any, config: Config) -> None:
+    """Progress bar and metrics line of one dispatch."""
+    loss = float(metrics.nats.sum() / metrics.tokens.sum())
+    bar.update(len(metrics.nats))
+    elapsed = max(bar.format_dict["elapsed"], 1e-9)
+    done = bar.n - bar.initial
+    speed = done / elapsed * float(metrics.tokens.mean())
+    bar.set_postfix_str(f"loss {loss:.3f} perplexity {np.exp(loss):.1f} {speed:,.0f} tokens/s")
+    log.write(
+        step=int(state.step),
+        loss=loss,
+        grad_norm=float(metrics.grad_norm.mean()),
+        clipped=float((metrics.grad_norm > config.optim.clip).mean()),
+        tokens_per_second=speed,
+        time=time.time(),
+    )
+
+
+def make_evaluate(config: Config, corpus: Corpus) -> Callable[[model.Params, str], Evaluation]:
+    """(params, split) -> Evaluation, in the batching that the model is trained with."""
+    forward = make_forward(config.model)
+
+    def evaluate(params: model.Params, split: str) -> Evaluation:
+        measure = evaluate_stream if config.data.batching == "stream" else evaluate_sentences
+        return measure(config.model, params, corpus.splits[split], forward=forward)
+
+    return evaluate
+
+
+class StopOnSignal:
+    """While it is open, SIGINT and SIGTERM ask to stop at the next dispatch; twice, at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def check_corpus(folder: Path, corpus: Corpus) -> None:
+    """A run goes on with the text that it began with, or not at all."""
+    made_with = run_folder.read_json(folder / "versions.json")["corpus"]["sha256"]
+    if made_with != corpus.sha256:
+        raise ValueError(
+            f"corpus {corpus.name} has changed since {folder} was made "
+            f"(sha256 {corpus.sha256[:12]}..., was {made_with[:12]}...); wanted the same text"
+        )
+
+
+def plot(folder: Path) -> list[Path]:
+    """Perplexity against step, from the run's folder alone."""
+    lines = run_folder.MetricsLog.read(folder / "metrics.jsonl")
+    stored = run_folder.read_json(folder / "config.json")["config"]
+    cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
+    figure, (axis,) = figures.new_figure(1, width=8)
+    trained = [(line["step"], np.exp(line["loss"])) for line in lines if "loss" in line]
+    valid = [(line["step"], line["valid"]) for line in lines if "valid" in line]
+    axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.5, label="training")
+    axis.plot(
+        *zip(*valid, strict=True), "o-", color="#000000", label="validation, whole text", markersize=5
+    )
+    axis.set(
+        title=f"{CELLS[cell].name} on {Path(corpus).name}, SGD",
+        xlabel="step",
+        ylabel="perplexity, exp(nats per token)",
+        yscale="log",
+    )
+    axis.legend()
+    return figures.save(figure, folder / "figures", "perplexity")
+
+
+if __name__ == "__main__":
+    flags.main(Config, run, __doc__)

@@ -1,0 +1,50 @@
+"""Loading what `train` made: its configuration, vocabulary and parameters."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from experiments import run_folder
+from experiments.train import Config
+from lm import model
+from lm.checkpoint import Checkpoints
+from lm.data.corpus import CORPORA
+from lm.data.vocabulary import Vocabulary
+from lm.train import init_state
+
+
+class Trained(NamedTuple):
+    """A run as the experiments that use it need it."""
+
+    folder: Path
+    config: Config
+    vocabulary: Vocabulary
+    sentences: str  # line or prose, as the corpus was cut
+    params: model.Params
+    step: int
+
+
+def load_run(run: str) -> Trained:
+    """The last checkpoint of a run.
+
+    Raises:
+      ValueError: no run, or a run without a checkpoint.
+    """
+    folder = run_folder.require(run)
+    config = run_folder.read_config(folder, Config)
+    vocabulary = run_folder.read_vocabulary(folder)
+    template = init_state(
+        jax.random.key(config.seed),
+        config.model,
+        config.optim,
+        len(vocabulary),
+        config.data.batch_size,
+    )
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state = checkpoints.restore(template)
+    sentences = config.data.sentences
+    if sentences == "auto":
+        source = CORPORA.get(config.data.corpus)
+        sentences = source.sentences if source else "line"
+    return Trained(folder, config, vocabulary, sentences, state.params, int(state.step))

@@ -1,0 +1,1 @@
+"""The gradient laboratory: how far back a recurrent network's gradient reaches."""
