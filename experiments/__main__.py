@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     if name not in ("help", "-h", "--help"):
         print(unknown_name("experiment", name, {**EXPERIMENTS, "test": ""}), file=sys.stderr)
         return 2
-    print("usage: ./launch.sh EXPERIMENT [--flag=value ...]      flags: ./launch.sh EXPERIMENT --help\n")
+    print("usage: ./launch.sh EXPERIMENT [--flag=value ...]; all flags: --help\n")
     for name, line in EXPERIMENTS.items():
         print(f"  {name:16}{line}")
     print(f"  {'test':16}lint, types and the test suite")

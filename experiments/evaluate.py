@@ -35,8 +35,8 @@ import numpy as np
 
 from experiments import run_folder
 from experiments.trained import load_run
-from lm.data.text import read_text, tokenize
 from lm.data.corpus import load_corpus
+from lm.data.text import read_text, tokenize
 from lm.data.vocabulary import UNKNOWN_ID
 from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward
 

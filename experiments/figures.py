@@ -42,7 +42,7 @@ def colour(cell: str, index: int = 0) -> str:
 
 def new_figure(columns: int, width: float = 12.0, height: float = 5.4) -> tuple[Any, Sequence[Any]]:
     """A figure with panels side by side."""
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(STYLE)  # type: ignore[arg-type]
     figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
     return figure, np.atleast_1d(axes).tolist()
 
@@ -71,8 +71,8 @@ def label_log10(axis: Any) -> None:
         powers = [p for p in range(int(np.ceil(low)), int(np.floor(high)) + 1) if p % step == 0]
         axis.set_yticks(powers, [f"$10^{{{power}}}$" for power in powers])
     else:
-        powers = range(int(np.floor(low)), int(np.ceil(high)) + 1)
-        values = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+        decades = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+        values = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
         axis.set_yticks(np.log10(values), [f"{value:g}" for value in values])
     axis.set_ylim(low, high)
 

@@ -10,6 +10,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from absl import flags
@@ -42,7 +43,7 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
     try:
         rest = values([program, *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        fail(program, unknown_name("flag", error.flagname, {n: 0 for n in sorted(values)}))
+        fail(program, unknown_name("flag", error.flagname, dict.fromkeys(sorted(values), 0)))
     except flags.Error as error:
         fail(program, f"{error}; ./launch.sh {program} --help shows every flag")
     if values.help:
@@ -92,7 +93,7 @@ def build(defaults: Config, values: flags.FlagValues) -> Config:
     """
     types = typing.get_type_hints(type(defaults))
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(defaults):  # type: ignore[arg-type]
+    for field in dataclasses.fields(typing.cast(Any, defaults)):
         kind, default = types[field.name], getattr(defaults, field.name)
         if dataclasses.is_dataclass(kind):
             given[field.name] = build(default, values)
@@ -102,7 +103,7 @@ def build(defaults: Config, values: flags.FlagValues) -> Config:
             given[field.name] = tuple(convert(field.name, text, item) for text in texts)
         elif field.name in values:
             given[field.name] = values[field.name].value
-    return dataclasses.replace(defaults, **given)  # type: ignore[type-var]
+    return dataclasses.replace(typing.cast(Any, defaults), **given)  # type: ignore[no-any-return]
 
 
 def convert(name: str, text: str, kind: type) -> Any:
@@ -130,17 +131,22 @@ def print_flags(defaults: Any, title: str, omit: tuple[str, ...]) -> None:
             name = f"{typing.get_args(kind)[0].__name__}, comma-separated"
             default = ",".join(map(str, default))
         print(f"  --{field.name}={default}  ({name})\n      {field.metadata['help']}")
-        if field.metadata.get("choices") is not None:
-            print(f"      one of: {', '.join(field.metadata['choices'])}")
+        choices = list(field.metadata.get("choices") or ())
+        if choices:
+            print(f"      one of: {', '.join(choices)}")
     print()
     for inner, name in nested:
         print_flags(inner, name, omit)
 
 
-def main(config_class: type[Config], run: Callable[[Config], None], doc: str | None) -> None:
+def main(config_class: type[Config], run: Callable[[Config], object], doc: str | None) -> None:
     """Parse the command line, run the experiment, and turn a user's mistake into one line."""
     program = program_name()
     config = parse(config_class, sys.argv[1:], program, doc or "")
+    import jax  # not before: --help answers without it
+
+    # Full float32 on every backend, where the default of a GPU or TPU rounds the inputs.
+    jax.config.update("jax_default_matmul_precision", "highest")
     try:
         run(config)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -152,11 +158,11 @@ def main(config_class: type[Config], run: Callable[[Config], None], doc: str | N
         sys.exit(130)
 
 
-def answer_help(config_class: type[Config], doc: str | None) -> None:
+def answer_help(config_class: type, doc: str | None) -> None:
     """Parse before the heavy imports, so that --help and typos are answered at once."""
     parse(config_class, sys.argv[1:], program_name(), doc or "")
 
 
 def program_name() -> str:
     """The experiment's name, from `python -m experiments.NAME`."""
-    return os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return Path(sys.argv[0]).stem

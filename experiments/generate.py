@@ -1,7 +1,7 @@
 """Sample text from a trained run, word after word.
 
-    ./launch.sh generate --run=runs/my_book
-    ./launch.sh generate --run=runs/my_book --prompt="it is a truth" --temperature=0.7 --seed=3
+./launch.sh generate --run=runs/my_book
+./launch.sh generate --run=runs/my_book --prompt="it is a truth" --temperature=0.7 --seed=3
 """
 
 # ruff: noqa: E402
@@ -51,7 +51,9 @@ def run(config: Config) -> str:
     ids = trained.vocabulary.encode(sentences)
     unknown = int(np.sum(ids == UNKNOWN_ID))
     if unknown and config.prompt:
-        print(f"generate: {unknown} of the prompt's tokens are unknown to the model", file=sys.stderr)
+        print(
+            f"generate: {unknown} of the prompt's tokens are unknown to the model", file=sys.stderr
+        )
     prompt = encode_prompt(ids)
     tokens = sample(
         trained.config.model,

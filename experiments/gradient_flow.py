@@ -60,9 +60,9 @@ from tqdm import tqdm
 
 from experiments import figures, run_folder
 from lm import model
-from lm.data.batches import StreamBatches, make_batches
+from lm.data.batches import make_batches
 from lm.data.corpus import Corpus, load_corpus
-from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward
+from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward, perplexity
 from lm.gradients.flow import measure_lags, measure_lengths
 from lm.gradients.statistics import (
     E_FOLD,
@@ -148,12 +148,13 @@ def run_cell(
             batches.batch_size,
         )
         note(found, cell, "init", measure(state.params))
-        for state, metrics in run_blocks(
+        dispatches = run_blocks(
             state, hyper, block, batches, stop=steps, steps_per_dispatch=STEPS_PER_DISPATCH
-        ):
+        )
+        for state, metrics in dispatches:
             loss = float(metrics.nats.sum() / metrics.tokens.sum())
             bar.set_description(f"{cell} seed {seed}")
-            bar.set_postfix_str(f"loss {loss:.2f} perplexity {np.exp(loss):.0f}")
+            bar.set_postfix_str(f"loss {loss:.2f} perplexity {perplexity(loss):.0f}")
             bar.update(len(metrics.nats))
             log.write(
                 cell=cell,
@@ -188,9 +189,7 @@ def make_measure(
             config, params, carry, jnp.asarray(inputs), jnp.asarray(targets), at
         )
         embedded = jnp.take(params.embedding, inputs, axis=0)
-        return Measured(
-            lags[-1].h, lags[-1].state, by_length[-1], jnp.sqrt(jnp.mean(embedded**2))
-        )
+        return Measured(lags[-1].h, lags[-1].state, by_length[-1], jnp.sqrt(jnp.mean(embedded**2)))
 
     return jax.jit(measure)
 
@@ -268,23 +267,24 @@ def format_table(rows: list[dict[str, Any]], lags: int) -> str:
 def headline(arrays: dict[str, np.ndarray], cells: tuple[str, ...], lag: int = 50) -> str:
     """What the picture shows, in a sentence."""
     lag = min(lag, arrays[f"{cells[0]}/trained/lag_h"].shape[1] - 1)
-    kept = []
+    shrunk = []
     for cell in cells:
         mean = arrays[f"{cell}/trained/lag_h"].mean(axis=(0, 2))
-        kept.append(f"{CELLS[cell].name} {format_share((mean[lag] - mean[1]) / np.log(10))}")
-    return f"After training, of the gradient 1 word back this is left {lag} words back: " + ", ".join(
-        kept
-    )
+        shrunk.append(
+            f"{format_factor((mean[1] - mean[lag]) / np.log(10))} in the {CELLS[cell].name}"
+        )
+    return f"From 1 word back to {lag}, a trained network's gradient shrinks " + ", ".join(shrunk)
 
 
-def format_share(log10: float) -> str:
-    """10^log10 as a person reads it."""
+def format_factor(log10: float) -> str:
+    """10^log10 as a person reads it: to two digits, in words of size."""
     if not np.isfinite(log10):
-        return "nothing"
-    if log10 > -3:
-        return f"{100 * 10**log10:.2g} %"
-    exponent = int(np.floor(-log10))
-    return f"1 in {10 ** (-log10 - exponent):.0f}e{exponent}" if exponent > 5 else f"1 in {10**-log10:,.0f}"
+        return "to nothing"
+    for exponent, word in ((12, "trillion"), (9, "billion"), (6, "million"), (0, "")):
+        if log10 >= exponent:
+            value = float(f"{10 ** (log10 - exponent):.2g}")
+            return f"{value:,.0f} {word}".rstrip() + " times"
+    return f"to {100 * 10**-log10:.0f} %"
 
 
 def plot(folder: Path) -> list[Path]:
@@ -295,8 +295,10 @@ def plot(folder: Path) -> list[Path]:
     figure, (left, right) = figures.new_figure(2)
     for index, (cell, stage) in enumerate(itertools.product(cells, STAGES)):
         rms = arrays[f"{cell}/{stage}/input_rms"].mean()
-        bias = f", forget bias {stored['model']['forget_bias']:g}" if CELLS[cell].forget_gate else ""
-        line = {
+        bias = (
+            f", forget bias {stored['model']['forget_bias']:g}" if CELLS[cell].forget_gate else ""
+        )
+        line: dict[str, Any] = {
             "color": figures.colour(cell, index),
             "linestyle": "-" if stage == "trained" else (0, (4, 2)),
             "linewidth": 2.2 if stage == "trained" else 1.6,
@@ -324,12 +326,11 @@ def plot(folder: Path) -> list[Path]:
     right.set_xticks([], minor=True)
     left.axhline(FLOAT32_EPSILON / np.log(10), color="#777777", linewidth=0.8, linestyle=":")
     left.annotate(
-        "float32 epsilon:\nbelow, lost in rounding beside lag 1",
-        (1, FLOAT32_EPSILON / np.log(10)),
+        "float32 epsilon",
+        (0.01, FLOAT32_EPSILON / np.log(10)),
         xycoords=("axes fraction", "data"),
         xytext=(0, -4),
         textcoords="offset points",
-        ha="right",
         va="top",
         fontsize=8.5,
         color="#555555",

@@ -1,12 +1,12 @@
 """A run is a folder: everything that made it and everything it found.
 
-    config.json      the resolved configuration and the command
-    versions.json    Python, packages, device, matmul precision, commit, corpus
-    vocabulary.json  the model's units
-    metrics.jsonl    one line a measurement, as training went
-    checkpoints/     Orbax
-    results.json, results.npz      what plots and reports read
-    figures/         PNG and SVG
+config.json      the resolved configuration and the command
+versions.json    Python, packages, device, matmul precision, commit, corpus
+vocabulary.json  the model's units
+metrics.jsonl    one line a measurement, as training went
+checkpoints/     Orbax
+results.json, results.npz      what plots and reports read
+figures/         PNG and SVG
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an .npz, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
     partial.replace(path)
 
 
@@ -122,16 +122,14 @@ def write_start(folder: Path, config: Any, corpus: Mapping[str, Any]) -> None:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cpu_cores": os.cpu_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         "commit": git_commit(),
         "corpus": dict(corpus),
     }
     write_json(folder / "versions.json", versions)
     command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
     # Last, since its presence is what makes the folder a run.
-    write_json(
-        folder / "config.json", {"command": command, "config": dataclasses.asdict(config)}
-    )
+    write_json(folder / "config.json", {"command": command, "config": dataclasses.asdict(config)})
 
 
 def read_config(folder: Path, config_class: type[Config]) -> Config:
@@ -166,9 +164,7 @@ def from_dict(config_class: Any, stored: Mapping[str, Any]) -> Any:
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    write_json(
-        folder / "vocabulary.json", {"level": vocabulary.level, "units": vocabulary.units}
-    )
+    write_json(folder / "vocabulary.json", {"level": vocabulary.level, "units": vocabulary.units})
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

@@ -50,16 +50,21 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from experiments import figures, run_folder
 from lm import model
 from lm.cells import CELLS
 from lm.checkpoint import Checkpoints
-from lm.data.batches import make_batches
+from lm.data.batches import Batches, make_batches
 from lm.data.corpus import Corpus, load_corpus
-from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward
+from lm.evaluate import (
+    Evaluation,
+    evaluate_sentences,
+    evaluate_stream,
+    make_forward,
+    perplexity,
+)
 from lm.optim import Hyper, make_schedule
 from lm.train import TrainState, init_state, make_block, run_blocks
 
@@ -71,13 +76,15 @@ def run(config: Config) -> Path:
         config = run_folder.read_config(folder, Config)
         corpus = load_corpus(config.data, run_folder.read_vocabulary(folder))
         check_corpus(folder, corpus)
+        batches = make_training_batches(config, corpus)
     else:
         corpus = load_corpus(config.data)
+        batches = make_training_batches(config, corpus)  # refuses a text that is too short
         folder = run_folder.create(config.run, "train")
         run_folder.write_vocabulary(folder, corpus.vocabulary)
         run_folder.write_start(folder, config, {"name": corpus.name, "sha256": corpus.sha256})
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        state, finished = train(config, corpus, folder, checkpoints)
+        state, finished = train(config, corpus, batches, folder, checkpoints)
     if not finished:
         print(f"stopped at step {int(state.step)}; go on with --run={folder} --resume")
         return folder
@@ -88,7 +95,9 @@ def run(config: Config) -> Path:
         {
             "step": int(state.step),
             "parameters": model.count_parameters(state.params),
-            **{split: row._asdict() | {"perplexity": row.perplexity} for split, row in rows.items()},
+            **{
+                split: row._asdict() | {"perplexity": row.perplexity} for split, row in rows.items()
+            },
         },
     )
     paths = plot(folder)
@@ -99,11 +108,9 @@ def run(config: Config) -> Path:
 
 
 def train(
-    config: Config, corpus: Corpus, folder: Path, checkpoints: Checkpoints
+    config: Config, corpus: Corpus, batches: Batches, folder: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, bool]:
     """Train to the last step, or until a signal asks to stop: (state, finished)."""
-    tokens, data = corpus.splits["train"], config.data
-    batches = make_batches(tokens, data.batching, data.batch_size, data.length, config.seed)
     per_epoch = batches.steps_per_epoch
     last = config.steps or max(1, round(config.epochs * per_epoch))
     vocabulary = len(corpus.vocabulary)
@@ -130,9 +137,10 @@ def train(
                 (step // config.checkpoint_every + 1) * config.checkpoint_every,
                 (step // per_epoch + 1) * per_epoch,
             )
-            for state, metrics in run_blocks(
+            dispatches = run_blocks(
                 state, hyper, block, batches, stop=due, steps_per_dispatch=config.steps_per_dispatch
-            ):
+            )
+            for state, metrics in dispatches:
                 report(bar, log, state, metrics, config)
                 if stop.asked:
                     break
@@ -147,14 +155,24 @@ def train(
     return state, int(state.step) >= last
 
 
-def report(bar: Any, log: run_folder.MetricsLog, state: TrainState, metrics: Any, config: Config) -> None:
+def make_training_batches(config: Config, corpus: Corpus) -> Batches:
+    """The training split in the batching that the configuration names."""
+    data = config.data
+    return make_batches(
+        corpus.splits["train"], data.batching, data.batch_size, data.length, config.seed
+    )
+
+
+def report(
+    bar: Any, log: run_folder.MetricsLog, state: TrainState, metrics: Any, config: Config
+) -> None:
     """Progress bar and metrics line of one dispatch."""
     loss = float(metrics.nats.sum() / metrics.tokens.sum())
     bar.update(len(metrics.nats))
     elapsed = max(bar.format_dict["elapsed"], 1e-9)
     done = bar.n - bar.initial
     speed = done / elapsed * float(metrics.tokens.mean())
-    bar.set_postfix_str(f"loss {loss:.3f} perplexity {np.exp(loss):.1f} {speed:,.0f} tokens/s")
+    bar.set_postfix_str(f"loss {loss:.3f} perplexity {perplexity(loss):.1f} {speed:,.0f} tokens/s")
     log.write(
         step=int(state.step),
         loss=loss,
@@ -212,11 +230,15 @@ def plot(folder: Path) -> list[Path]:
     stored = run_folder.read_json(folder / "config.json")["config"]
     cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
     figure, (axis,) = figures.new_figure(1, width=8)
-    trained = [(line["step"], np.exp(line["loss"])) for line in lines if "loss" in line]
+    trained = [(line["step"], perplexity(line["loss"])) for line in lines if "loss" in line]
     valid = [(line["step"], line["valid"]) for line in lines if "valid" in line]
     axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.5, label="training")
     axis.plot(
-        *zip(*valid, strict=True), "o-", color="#000000", label="validation, whole text", markersize=5
+        *zip(*valid, strict=True),
+        "o-",
+        color="#000000",
+        label="validation, whole text",
+        markersize=5,
     )
     axis.set(
         title=f"{CELLS[cell].name} on {Path(corpus).name}, SGD",

@@ -11,7 +11,7 @@ from lm import model
 from lm.checkpoint import Checkpoints
 from lm.data.corpus import CORPORA
 from lm.data.vocabulary import Vocabulary
-from lm.train import init_state
+from lm.train import TrainState, init_state
 
 
 class Trained(NamedTuple):
@@ -31,9 +31,24 @@ def load_run(run: str) -> Trained:
     Raises:
       ValueError: no run, or a run without a checkpoint.
     """
+    folder, config, vocabulary = read_run(run)
+    state = load_state(run)
+    sentences = config.data.sentences
+    if sentences == "auto":
+        source = CORPORA.get(config.data.corpus)
+        sentences = source.sentences if source else "line"
+    return Trained(folder, config, vocabulary, sentences, state.params, int(state.step))
+
+
+def read_run(run: str) -> tuple[Path, Config, Vocabulary]:
+    """A run's folder, configuration and vocabulary."""
     folder = run_folder.require(run)
-    config = run_folder.read_config(folder, Config)
-    vocabulary = run_folder.read_vocabulary(folder)
+    return folder, run_folder.read_config(folder, Config), run_folder.read_vocabulary(folder)
+
+
+def load_state(run: str) -> TrainState:
+    """The whole state of a run's last checkpoint."""
+    folder, config, vocabulary = read_run(run)
     template = init_state(
         jax.random.key(config.seed),
         config.model,
@@ -42,9 +57,4 @@ def load_run(run: str) -> Trained:
         config.data.batch_size,
     )
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = checkpoints.restore(template)
-    sentences = config.data.sentences
-    if sentences == "auto":
-        source = CORPORA.get(config.data.corpus)
-        sentences = source.sentences if source else "line"
-    return Trained(folder, config, vocabulary, sentences, state.params, int(state.step))
+        return checkpoints.restore(template)

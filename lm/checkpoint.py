@@ -64,7 +64,7 @@ class Checkpoints:
                 "configuration that it was saved with"
             ) from None
         key = jax.random.wrap_key_data(restored.key)
-        return restored.replace(key=key)  # type: ignore[no-any-return]
+        return restored.replace(key=key)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -49,7 +49,7 @@ def check_limits(name: str, value: Any, limits: Any) -> None:
     """One value against the limits of its option."""
     choices = limits.get("choices")
     if choices is not None and value not in choices:
-        raise ValueError(unknown_name(name, value, {choice: None for choice in choices}))
+        raise ValueError(unknown_name(name, value, dict.fromkeys(choices)))
     if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
         return
     if value != value:
@@ -127,7 +127,8 @@ class DataConfig:
     )
     batch_size: int = option(20, "rows of a batch", least=1)
     length: int = option(
-        35, "tokens a row and step: truncated BPTT's length (stream), the longest row (sentences)",
+        35,
+        "tokens a row and step: truncated BPTT's length (stream), the longest row (sentences)",
         least=1,
     )
 
@@ -150,7 +151,9 @@ class OptimConfig:
     )
     decay: float = option(0.5, "step schedule: factor each epoch", above=0, most=1)
     decay_after: int = option(4, "step schedule: epochs at the full rate", least=0)
-    warmup: float = option(0.0, "cosine schedule: share of the steps to warm up in", least=0, most=1)
+    warmup: float = option(
+        0.0, "cosine schedule: share of the steps to warm up in", least=0, most=1
+    )
 
     def __post_init__(self) -> None:
         validate(self)

@@ -36,7 +36,13 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        return float(np.exp(self.nats / self.tokens))
+        return perplexity(self.nats / self.tokens)
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats per token); inf where that is beyond a float."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
 
 
 def make_forward(config: ModelConfig) -> Forward:
@@ -92,21 +98,20 @@ def evaluate_stream(
             guessed, _ = forward(params, guessed, inputs[part], targets[part], mask[part])
     starts = shift_rows(guessed, zero)
 
-    for passes in range(1, rows + 1):
-        carry, nats = starts, []
+    passes, moved = 0, np.inf
+    while moved > STATE_TOLERANCE and passes < rows:
+        carry, total = starts, 0.0
         for k in range(0, inputs.shape[0], length):
             part = slice(k, k + length)
-            carry, nats_part = forward(params, carry, inputs[part], targets[part], mask[part])
-            nats.append(nats_part)
+            carry, nats = forward(params, carry, inputs[part], targets[part], mask[part])
+            total += float(np.asarray(nats, np.float64).sum())
         true_starts = shift_rows(carry, zero)
         moved = max(
             float(jnp.max(jnp.abs(a - b)))
             for a, b in zip(jax.tree.leaves(starts), jax.tree.leaves(true_starts), strict=True)
         )
-        if moved <= STATE_TOLERANCE:
-            break
         starts = true_starts
-    total = sum(float(np.asarray(part, np.float64).sum()) for part in nats)
+        passes += 1
     return Evaluation(total, len(tokens), passes)
 
 

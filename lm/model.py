@@ -1,6 +1,6 @@
 """A recurrent language model: embedding, a stack of cells, softmax.
 
-    e_t = E[w_t]      h_t = layers(e_1 .. e_t)      p(w_{t+1}) = softmax(h_t W + b)
+e_t = E[w_t]      h_t = layers(e_1 .. e_t)      p(w_{t+1}) = softmax(h_t W + b)
 """
 
 from typing import Any, NamedTuple

@@ -37,7 +37,8 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, steps: int) -> opta
         return decayed
     if config.schedule == "cosine":
         warmup = round(config.warmup * steps)
-        return optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, steps)
+        cosine = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, steps)
+        return lambda count: cosine(jnp.asarray(count, jnp.float32))
     return optax.constant_schedule(1.0)
 
 
@@ -54,6 +55,6 @@ def make_optimizer(
         return hyper.learning_rate * jnp.asarray(schedule(count), jnp.float32)
 
     return optax.chain(
-        optax.clip_by_global_norm(hyper.clip),  # type: ignore[arg-type]
+        optax.clip_by_global_norm(hyper.clip),
         optax.sgd(rate, momentum=config.momentum or None),
     )

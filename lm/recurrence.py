@@ -249,7 +249,9 @@ def check_shapes(
     size, width = params.w_x.shape
     hidden = params.w_h.shape[0]
     if x.ndim != 3 or x.shape[-1] != size:
-        raise ValueError(f"x has shape {x.shape}; wanted [T, B, {size}] to fit w_x {params.w_x.shape}")
+        raise ValueError(
+            f"x has shape {x.shape}; wanted [T, B, {size}] to fit w_x {params.w_x.shape}"
+        )
     if width != len(cell.gates) * hidden or params.w_h.shape != (hidden, width):
         raise ValueError(
             f"w_x {params.w_x.shape} and w_h {params.w_h.shape} do not fit a {cell.name}; "

@@ -105,13 +105,13 @@ def train_step(
     (_, (carry, nats, tokens)), grads = loss(config, state.params, carry, batch)
     optimizer = make_optimizer(optim, hyper, schedule)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    state = state.replace(
+    state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
         carry=carry,
     )
-    return state, StepMetrics(nats=nats, tokens=tokens, grad_norm=optax.global_norm(grads))
+    return state, StepMetrics(nats=nats, tokens=tokens, grad_norm=optax.tree.norm(grads))
 
 
 def make_block(config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule) -> Block:
@@ -128,7 +128,7 @@ def make_block(config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule
     return jax.jit(block, donate_argnums=0)
 
 
-class NotFinite(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """The loss or the gradient is NaN or infinite."""
 
     def __init__(self, step: int, nats: float, grad_norm: float):
@@ -158,7 +158,7 @@ def run_blocks(
       dispatch: take what you need of it before asking for the next.
 
     Raises:
-      NotFinite: names the first step whose loss or gradient is not finite. The state that
+      NotFiniteError: names the first step whose loss or gradient is not finite. The state that
       was yielded before it is the last good one.
     """
     step = int(state.step)
@@ -169,6 +169,6 @@ def run_blocks(
         bad = ~(np.isfinite(measured.nats) & np.isfinite(measured.grad_norm))
         if bad.any():
             first = int(bad.argmax())
-            raise NotFinite(step + first, measured.nats[first], measured.grad_norm[first])
+            raise NotFiniteError(step + first, measured.nats[first], measured.grad_norm[first])
         step += len(chunk.reset)
         yield state, measured

@@ -1,8 +1,8 @@
 """What a recurrent cell is: its gate equations, with everything linear lifted out of them.
 
-    z_t = x_t W_x + b                          every t at once, outside the recurrence
-    u_t = h_{t-1} W_h                          the only product inside it
-    s_t = gate(vectors, s_{t-1}, z_t, u_t)     elementwise: this is the cell
+z_t = x_t W_x + b                          every t at once, outside the recurrence
+u_t = h_{t-1} W_h                          the only product inside it
+s_t = gate(vectors, s_{t-1}, z_t, u_t)     elementwise: this is the cell
 """
 
 from collections.abc import Callable
@@ -136,7 +136,9 @@ def init_params(
     if cell.recurrent_init == "identity":
         blocks = [jnp.eye(hidden, dtype=dtype)] * gates
     else:
-        blocks = [jax.random.orthogonal(k, hidden, dtype=dtype) for k in jax.random.split(key_h, gates)]
+        blocks = [
+            jax.random.orthogonal(k, hidden, dtype=dtype) for k in jax.random.split(key_h, gates)
+        ]
     w_h = jnp.concatenate(blocks, axis=1) * jnp.asarray(recurrent_gain, dtype)
     b = forget_bias_vector(cell, hidden, forget_bias, dtype)
     return CellParams(w_x, w_h, b, tuple(jnp.zeros(hidden, dtype) for _ in range(cell.vectors)))

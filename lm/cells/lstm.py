@@ -64,9 +64,7 @@ def linearize(
 
 def pull_back(tape: LSTMTape, d_state: LSTMState) -> Pulled:
     d_c = d_state.c + d_state.h * tape.h
-    delta = jnp.concatenate(
-        [d_c * tape.i, d_c * tape.f, d_state.h * tape.o, d_c * tape.g], axis=-1
-    )
+    delta = jnp.concatenate([d_c * tape.i, d_c * tape.f, d_state.h * tape.o, d_c * tape.g], axis=-1)
     return Pulled((), LSTMState(d_c * tape.c, jnp.zeros_like(d_c)), delta, delta)
 
 

@@ -102,7 +102,9 @@ class SentenceBatches:
         runs = []
         for size in self._sizes:
             order = rng.permutation(np.flatnonzero(self._bucket == size))
-            batches = [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
+            batches = [
+                order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)
+            ]
             for k in range(0, len(batches), RUN):
                 run = batches[k : k + RUN]
                 runs.append([(int(size), rows, len(run) - j) for j, rows in enumerate(run)])

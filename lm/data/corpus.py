@@ -26,8 +26,8 @@ class Source:
 
     Attributes:
       files: split -> path below the folder; one file for all is cut 90/5/5.
-      sha256: path -> digest of the text.
-      level, sentences, min_count: what `auto` and 0 stand for.
+      sha256: split -> digest of the text.
+      level, sentences, min_count: what `auto` and 0 stand for; the count for this level alone.
       shipped: inside the package rather than in the user's data folder.
     """
 
@@ -43,9 +43,9 @@ CORPORA: dict[str, Source] = {
     "austen": Source(
         {split: f"austen/{split}.txt.gz" for split in SPLITS},
         {
-            "austen/train.txt.gz": "cbbf152d527c859b683fb4a59602f69ffc232a2016a7d160f12103d2ec52a533",
-            "austen/valid.txt.gz": "84c4f49260af53e063df3efdb403f2ca7cd83b040d6d8681b2b2410c1d19edfe",
-            "austen/test.txt.gz": "eee6e8c6e96b52e87d9cd03fb71bd9de6d3711d54a31c2fd9e056250dc39d2bd",
+            "train": "cbbf152d527c859b683fb4a59602f69ffc232a2016a7d160f12103d2ec52a533",
+            "valid": "84c4f49260af53e063df3efdb403f2ca7cd83b040d6d8681b2b2410c1d19edfe",
+            "test": "eee6e8c6e96b52e87d9cd03fb71bd9de6d3711d54a31c2fd9e056250dc39d2bd",
         },
         level="word",
         sentences="prose",
@@ -55,28 +55,24 @@ CORPORA: dict[str, Source] = {
     "ptb": Source(
         {split: f"ptb/ptb.{split}.txt" for split in SPLITS},
         {
-            "ptb/ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
-            "ptb/ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
-            "ptb/ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+            "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
         },
         level="whitespace",
     ),
     "wikitext-2": Source(
         {split: f"wikitext-2/{split}.txt" for split in SPLITS},
         {
-            "wikitext-2/train.txt": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
-            "wikitext-2/valid.txt": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
-            "wikitext-2/test.txt": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+            "train": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+            "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
         },
         level="whitespace",
     ),
     "tinyshakespeare": Source(
         {"all": "tinyshakespeare/input.txt"},
-        {
-            "tinyshakespeare/input.txt": (
-                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-            )
-        },
+        {"all": ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")},
         level="char",
     ),
 }
@@ -119,7 +115,8 @@ def load_corpus(config: DataConfig, vocabulary: Vocabulary | None = None) -> Cor
     rule = config.sentences
     if rule == "auto":
         rule = source.sentences if source else "line"
-    min_count = config.min_count or (source.min_count if source else 1)
+    published = source is not None and level == source.level
+    min_count = config.min_count or (source.min_count if source and published else 1)
     encoding = "latin-1" if level == "byte" else "utf-8"
     texts = _read_named(config, encoding) if source else _read_path(config, encoding)
     units = {split: list(tokenize(text, level, rule)) for split, text in texts.items()}
@@ -146,10 +143,10 @@ def _read_named(config: DataConfig, encoding: str) -> dict[str, str]:
             )
         text = read_text(path, encoding)
         digest = hashlib.sha256(text.encode(encoding)).hexdigest()
-        if digest != source.sha256[name]:
+        if digest != source.sha256[split]:
             raise ValueError(
                 f"corpus {config.corpus}: {path} has sha256 {digest[:12]}..., the published "
-                f"file {source.sha256[name][:12]}...; replace it, or give its path as --corpus"
+                f"file {source.sha256[split][:12]}...; replace it, or give its path as --corpus"
             )
         texts[split] = text
     return cut(texts["all"]) if "all" in texts else texts

@@ -34,7 +34,8 @@ class Vocabulary:
 
     def encode(self, sentences: Iterable[Sequence[str]]) -> np.ndarray:
         """Sentences of units -> int32 ids, `<eos>` after each sentence."""
-        ids, out = self.ids, []
+        ids = self.ids
+        out: list[int] = []
         for sentence in sentences:
             out.extend(ids.get(unit, UNKNOWN_ID) for unit in sentence)
             out.append(END_ID)

@@ -42,9 +42,7 @@ class LagCurves(NamedTuple):
     c: jax.Array | None  # LSTM
 
 
-def pull_back_log(
-    cell: Cell, params: CellParams, trace: Trace, injected: Scaled
-) -> Flow:
+def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled) -> Flow:
     """Run cotangents of the outputs back through one layer, in log space.
 
     Args:
@@ -52,8 +50,9 @@ def pull_back_log(
         log = -inf where nothing comes in.
     """
     w_h_transposed = params.w_h.T
-    zero = jax.tree.map(jnp.zeros_like, cell.init_state(*trace.h_first.shape, trace.h.dtype))
-    nothing = jnp.full(trace.h_first.shape[:1], -jnp.inf, trace.h.dtype)
+    batch, hidden = trace.h_first.shape
+    zero = cell.init_state(batch, hidden, trace.h.dtype)
+    nothing = jnp.full(batch, -jnp.inf, trace.h.dtype)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         log, d_s = carry
@@ -69,8 +68,7 @@ def pull_back_log(
     _, (norms, joint, log, d_z, delta) = lax.scan(
         step, (nothing, zero), (injected.log, injected.unit, trace.tape, trace.mask), reverse=True
     )
-    time, batch, width = d_z.shape
-    d_x = (d_z.reshape(time * batch, width) @ params.w_x.T).reshape(time, batch, -1)
+    d_x = (d_z.reshape(-1, d_z.shape[-1]) @ params.w_x.T).reshape(*d_z.shape[:2], -1)
     return Flow(norms, joint, Scaled(log, delta), Scaled(log, d_x))
 
 

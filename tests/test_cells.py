@@ -1,0 +1,169 @@
+"""Every cell against its float64 oracle, Flax, and its own automatic derivative."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from lm.cells import CELLS
+from lm.cells.cell import init_params, make_linearize, pull_back_tape
+from lm.recurrence import unroll
+
+T, B, D, H = 7, 3, 5, 6
+
+
+def random_layer(cell, seed=0, dtype=jnp.float64):
+    """Parameters, state and inputs with nothing at 0."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    params = init_params(keys[0], cell, D, H, dtype=dtype)
+    params = params._replace(
+        b=jax.random.normal(keys[1], params.b.shape, dtype),
+        vectors=tuple(jax.random.normal(keys[2], v.shape, dtype) for v in params.vectors),
+    )
+    state = cell.state(
+        *(
+            jax.random.normal(k, (B, H), dtype)
+            for k in jax.random.split(keys[3], len(cell.state._fields))
+        )
+    )
+    return params, state, jax.random.normal(keys[4], (T, B, D), dtype)
+
+
+def to_oracle(params):
+    return {
+        "w_x": np.array(params.w_x),
+        "w_h": np.array(params.w_h),
+        "b": np.array(params.b),
+        "vectors": [np.array(v) for v in params.vectors],
+    }
+
+
+def test_every_cell_has_an_oracle():
+    assert set(CELLS) == set(oracles.STEPS) == set(oracles.FIELDS)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_forward_equals_oracle(name, x64):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell)
+    last, h = unroll(cell, params, state, x)
+    s, expected = oracles.unroll(
+        name, to_oracle(params), {k: np.array(v) for k, v in state._asdict().items()}, np.array(x)
+    )
+    np.testing.assert_allclose(h, expected, rtol=1e-12)
+    for field, value in s.items():
+        np.testing.assert_allclose(getattr(last, field), value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gradient_equals_central_differences(name, x64):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, seed=1)
+    weights = np.array(jax.random.normal(jax.random.key(9), (T, B, H), jnp.float64))
+
+    def loss(params, state, x):
+        last, h = unroll(cell, params, state, x)
+        return jnp.sum(h * weights) + sum(jnp.sum(leaf**2) for leaf in last)
+
+    grads = jax.grad(loss, argnums=(0, 1, 2))(params, state, x)
+    p, xs = to_oracle(params), np.array(x)
+    s = {k: np.array(v) for k, v in state._asdict().items()}
+
+    def oracle_loss():
+        last, h = oracles.unroll(name, p, s, xs)
+        return np.sum(h * weights) + sum(np.sum(v**2) for v in last.values())
+
+    pairs = [(grads[0].w_x, p["w_x"]), (grads[0].w_h, p["w_h"]), (grads[0].b, p["b"])]
+    pairs += list(zip(grads[0].vectors, p["vectors"], strict=True))
+    pairs += [(getattr(grads[1], k), s[k]) for k in s] + [(grads[2], xs)]
+    for ours, array in pairs:
+        # Central differences in float64 are themselves right to about 1e-9.
+        np.testing.assert_allclose(
+            ours, oracles.numeric_gradient(oracle_loss, array), rtol=1e-6, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_linearize_by_hand_equals_autodiff_of_the_gates(name, x64):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, seed=2)
+    z, u = x[0] @ params.w_x + params.b[None], state.h @ params.w_h
+    d_state = jax.tree.map(jnp.cos, state)
+    new, tape = cell.linearize(params.vectors, state, z, u)
+    expected, auto_tape = make_linearize(cell.gate)(params.vectors, state, z, u)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), new, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14),
+        tuple(cell.pull_back(tape, d_state)),
+        tuple(pull_back_tape(auto_tape, d_state)),
+    )
+
+
+@pytest.mark.parametrize("forget_bias", [0.0, 1.0, 3.5])
+def test_forget_bias_is_in_the_forget_gate_alone(forget_bias):
+    cell = CELLS["lstm"]
+    b = init_params(jax.random.key(0), cell, D, H, forget_bias=forget_bias).b.reshape(4, H)
+    assert cell.gates[1] == "f"
+    np.testing.assert_array_equal(b[1], np.full(H, forget_bias, np.float32))
+    np.testing.assert_array_equal(np.delete(b, 1, axis=0), 0)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_recurrent_weights_start_orthogonal_or_as_the_identity(name):
+    cell = CELLS[name]
+    w_h = init_params(jax.random.key(3), cell, D, H, recurrent_gain=0.5).w_h
+    for block in jnp.split(w_h, len(cell.gates), axis=1):
+        np.testing.assert_allclose(block.T @ block, 0.25 * np.eye(H), atol=1e-6)
+    if name == "irnn":
+        np.testing.assert_array_equal(w_h, 0.5 * np.eye(H))
+
+
+# Flax names the products of input and state by gate; columns go where our packing puts them.
+FLAX = {
+    "rnn": (nn.SimpleCell, {"i": "h"}, {"h": "h"}, ("h",)),
+    "gru": (nn.GRUCell, {"ir": "r", "iz": "q", "in": "n"}, {"hr": "r", "hz": "q", "hn": "n"}, ()),
+    "lstm": (
+        nn.OptimizedLSTMCell,
+        {"ii": "i", "if": "f", "io": "o", "ig": "g"},
+        {"hi": "i", "hf": "f", "ho": "o", "hg": "g"},
+        ("i", "f", "o", "g"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLAX)
+def test_parity_with_flax_with_copied_weights(name):
+    """Flax puts the bias of RNN and LSTM on the recurrent product, the GRU's on the input."""
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, seed=4, dtype=jnp.float32)
+    module, from_input, from_state, bias_on_state = FLAX[name]
+
+    def columns(array, gate):
+        k = cell.gates.index(gate)
+        return array[..., k * H : (k + 1) * H]
+
+    tree = {}
+    for key, gate in from_input.items():
+        tree[key] = {"kernel": columns(params.w_x, gate)}
+        if gate not in bias_on_state:
+            tree[key]["bias"] = columns(params.b, gate)
+    for key, gate in from_state.items():
+        tree[key] = {"kernel": columns(params.w_h, gate)}
+        if gate in bias_on_state:
+            tree[key]["bias"] = columns(params.b, gate)
+    if name == "gru":
+        tree["hn"]["bias"] = params.vectors[0]
+    if name == "rnn":  # SimpleCell: dense `i` has the bias, `h` none
+        tree = {
+            "i": {"kernel": params.w_x, "bias": params.b},
+            "h": {"kernel": params.w_h},
+        }
+    flax_cell = module(features=H)
+    carry = (state.c, state.h) if name == "lstm" else state.h
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        ours = unroll(cell, params, state, x)[1]
+        for t in range(T):
+            carry, h = flax_cell.apply({"params": tree}, carry, x[t])
+            np.testing.assert_allclose(ours[t], h, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,210 @@
+"""What a user types: mistakes get one line and exit status 2; the experiments work end to end."""
+
+import json
+import os
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from command_line import ROOT, TINY, assert_one_line, run, write_book
+
+from experiments import EXPERIMENTS
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    return write_book(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def trained(book, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run("train", f"--corpus={book}", f"--run={folder}", "--steps=30", *TINY)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_help_is_quick_and_whole(experiment):
+    start = time.monotonic()
+    done = run(experiment, "--help")
+    assert time.monotonic() - start < 2
+    assert done.returncode == 0
+    assert "--run=" in done.stdout
+    assert "./launch.sh" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sed=3"], ("did you mean 'seed'",)),
+        (["--cell=lstn"], ("did you mean 'lstm'", "rnn, irnn, lstm, gru")),
+        (["--corpus=austin"], ("austin", "austen")),
+        (["--corpus=missing/file.txt"], ("no such file",)),
+        (["--hidden_size=-4"], ("hidden_size is -4", "at least 1")),
+        (["--batch_size=0"], ("batch_size is 0", "at least 1")),
+        (["--epochs=many"], ("epochs",)),
+        (["--learning_rate=nan"], ("learning_rate is nan",)),
+        (["--clip=0"], ("clip is 0",)),
+        (["--batching=lines"], ("stream, sentences",)),
+        (["extra"], ("'extra'", "--name=value")),
+        (["--resume"], ("--run",)),
+        (["--resume", "--run=no/such/run"], ("no/such/run",)),
+        (["--tied", "--embedding_size=3"], ("tied needs",)),
+    ],
+)
+def test_mistakes_in_flags_of_train(flags, words, tmp_path):
+    done = run("train", *flags, *([] if "--resume" in flags else [f"--run={tmp_path / 'new'}"]))
+    assert_one_line(done, *words)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ("empty",)),
+        (b"GIF89a\0\0\1" * 40, ("binary", "--level=byte")),
+        (b"caf\xe9 au lait\n" * 40, ("not UTF-8", "0xe9", "offset 3")),
+        (b"short\n", ("1 lines",)),
+        (b"a\n" * 40, ("too few",)),
+    ],
+)
+def test_mistakes_in_files(content, words, tmp_path):
+    path = tmp_path / "input.txt"
+    path.write_bytes(content)
+    done = run("train", f"--corpus={path}", f"--run={tmp_path / 'new'}", "--batch_size=500")
+    assert_one_line(done, *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written(book, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("train", f"--corpus={book}", f"--run={tmp_path}/file/run", *TINY)
+    assert_one_line(done, "cannot be written")
+
+
+def test_an_existing_run_is_not_overwritten(trained, book):
+    folder, _ = trained
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    for experiment in ("train", "gradient_flow"):
+        assert_one_line(run(experiment, f"--corpus={book}", f"--run={folder}", *TINY), "exists")
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--cells=lstm,gruu"], ("did you mean 'gru'",)),
+        (["--cells="], ("cells",)),
+        (["--cells=lstm,lstm"], ("each once",)),
+        (["--lags=3"], ("lags is 3",)),
+        (["--seeds=0"], ("seeds is 0",)),
+        (["--cell=gru"], ("did you mean 'cells'",)),
+    ],
+)
+def test_mistakes_in_flags_of_gradient_flow(flags, words, tmp_path):
+    assert_one_line(run("gradient_flow", *flags, f"--run={tmp_path / 'new'}"), *words)
+
+
+@pytest.mark.parametrize("experiment", ["evaluate", "generate"])
+def test_runs_that_are_not_there(experiment, tmp_path):
+    assert_one_line(run(experiment), "run is empty")
+    assert_one_line(run(experiment, f"--run={tmp_path}"), "holds no run")
+
+
+def test_a_diverging_run_stops_with_its_step_and_keeps_its_folder(book, tmp_path):
+    done = run(
+        "train",
+        f"--corpus={book}",
+        f"--run={tmp_path}/r",
+        "--learning_rate=1e38",
+        "--clip=1e38",
+        *TINY,
+    )
+    assert done.returncode == 2
+    assert "wanted finite" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "r" / "config.json").exists()
+
+
+def test_train_leaves_a_whole_run(trained):
+    folder, done = trained
+    assert "perplexity" in done.stdout
+    results = json.loads((folder / "results.json").read_text())
+    assert 1 < results["valid"]["perplexity"] < 20
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["jax"]
+    assert versions["matmul_precision"] == "highest"
+    assert (folder / "figures" / "perplexity.png").stat().st_size > 5000
+    assert (folder / "figures" / "perplexity.svg").read_text().startswith("<?xml")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 30
+    assert not list(folder.rglob("*.partial*"))
+
+
+def test_evaluate_agrees_with_train_for_any_batch(trained, book):
+    folder, _ = trained
+    results = json.loads((folder / "results.json").read_text())
+    for batch in (1, 32):
+        done = run("evaluate", f"--run={folder}", f"--batch_size={batch}")
+        assert done.returncode == 0, done.stderr
+        again = json.loads((folder / "evaluation.json").read_text())
+        for split in ("valid", "test"):
+            assert again[split]["perplexity"] == pytest.approx(
+                results[split]["perplexity"], rel=1e-5
+            )
+    done = run("evaluate", f"--run={folder}", f"--text={book}")
+    assert done.returncode == 0
+    assert "perplexity" in done.stdout
+    assert_one_line(run("evaluate", f"--run={folder}", "--text=nowhere.txt"), "no such file")
+
+
+def test_generate_is_reproducible(trained):
+    folder, _ = trained
+    flags = [f"--run={folder}", "--tokens=20", "--prompt=the cat", "--temperature=0.8"]
+    one, two, other = (run("generate", *flags, f"--seed={s}").stdout for s in (1, 1, 2))
+    assert one == two != other
+    assert one.startswith("the cat ")
+    assert len(one.split()) >= 12
+    assert "<unk>" not in one
+
+
+def test_gradient_flow_leaves_a_whole_run(book, tmp_path):
+    folder = tmp_path / "flow"
+    done = run(
+        "gradient_flow",
+        f"--corpus={book}",
+        f"--run={folder}",
+        "--cells=rnn,lstm,gru,irnn",
+        "--seeds=2",
+        "--steps=10",
+        "--lags=16",
+        "--windows=4",
+        *TINY,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert [(r["cell"], r["stage"]) for r in rows] == [
+        (c, s) for c in ("rnn", "lstm", "gru", "irnn") for s in ("init", "trained")
+    ]
+    with np.load(folder / "results.npz", allow_pickle=False) as arrays:
+        assert arrays["lstm/trained/lag_h"].shape == (2, 16, 4)
+        assert np.isfinite(arrays["lstm/trained/lag_h"]).all()
+        assert arrays["rnn/init/length_w"].shape == (2, len(arrays["lengths"]), 4)
+    for kind in ("png", "svg"):
+        assert (folder / "figures" / f"gradient_flow.{kind}").stat().st_size > 10_000
+    assert "forget bias" in (folder / "figures" / "gradient_flow.svg").read_text()
+    assert "input rms" in (folder / "figures" / "gradient_flow.svg").read_text()
+
+
+def test_the_launcher_lists_and_refuses():
+    listed = subprocess.run(["./launch.sh"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in EXPERIMENTS:
+        assert name in listed.stdout
+    done = subprocess.run(["./launch.sh", "gradientflow"], cwd=ROOT, capture_output=True, text=True)
+    assert_one_line(done, "did you mean 'gradient_flow'")
+    old = {**os.environ, "PYTHON": "/bin/false"}
+    done = subprocess.run(
+        ["./launch.sh", "test"], cwd=ROOT, capture_output=True, text=True, env=old
+    )
+    assert_one_line(done, "3.11")

@@ -1,0 +1,171 @@
+"""The engine: equal to autodiff through lax.scan, and the properties of a recurrence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cells import B, H, T, random_layer, to_oracle
+
+from lm.cells import CELLS
+from lm.recurrence import as_step, unroll, unroll_step
+
+MASK = np.arange(T)[:, None] < np.array([T, 3, 1])[None]  # [T, B]
+
+
+def gradients(run, params, state, x, mask, probe=None):
+    """Value and gradient of a loss that sees every output and the last state."""
+    shape = (x.shape[0], x.shape[1], H)
+    weights = jax.random.normal(jax.random.key(5), shape, x.dtype)
+    if mask is not None:
+        weights = jnp.where(mask[..., None], weights, 0)
+
+    def loss(params, state, x, probe):
+        last, h = run(params, state, x, mask, probe)
+        return jnp.sum(h * weights) + sum(jnp.sum(jnp.sin(leaf)) for leaf in last)
+
+    argnums = (0, 1, 2) if probe is None else (0, 1, 2, 3)
+    return jax.value_and_grad(loss, argnums=argnums)(params, state, x, probe)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_engine_equals_autodiff_in_float64(name, masked, x64):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell)
+    mask = jnp.asarray(MASK) if masked else None
+    ours = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
+    plain = gradients(lambda *a: unroll_step(as_step(cell), *a), params, state, x, mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, plain)
+
+
+@pytest.mark.parametrize("size", [(20, 4, 32), (35, 8, 64)])
+@pytest.mark.parametrize("name", CELLS)
+def test_engine_equals_autodiff_in_float32(name, size):
+    """Relative to each array's largest entry: single entries near 0 carry rounding of others."""
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, dtype=jnp.float32)
+    ours = gradients(lambda *a: unroll(cell, *a), params, state, x, None)
+    plain = gradients(lambda *a: unroll_step(as_step(cell), *a), params, state, x, None)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        assert float(jnp.max(jnp.abs(a - b))) <= 1e-5 * float(jnp.max(jnp.abs(b)))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_probe_gradient_is_dl_ds(name, x64):
+    """A probe's gradient, against adding a number to the state by hand and differencing."""
+    cell = CELLS[name]
+    params, state, x = random_layer(cell)
+    zeros = cell.state(*(jnp.zeros((T, B, H)) for _ in cell.state._fields))
+    _, (_, _, _, d_probe) = gradients(lambda *a: unroll(cell, *a), params, state, x, None, zeros)
+    _, (_, _, _, expected) = gradients(
+        lambda p, s, x, m, probe: probed_loop(cell, p, s, x, probe), params, state, x, None, zeros
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), d_probe, expected
+    )
+
+
+def probed_loop(cell, params, state, x, probe):
+    """A plain Python loop with the probe added to the state before it is put out."""
+    hs = []
+    for t in range(T):
+        state, _ = as_step(cell)(params, state, x[t])
+        state = jax.tree.map(lambda s, p, t=t: s + p[t], state, probe)
+        hs.append(state.h)
+    return state, jnp.stack(hs)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_masked_rows_equal_the_oracle(name, x64):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell)
+    last, h = unroll(cell, params, state, x, jnp.asarray(MASK))
+    s = {k: np.array(v) for k, v in state._asdict().items()}
+    expected_last, expected = oracles.unroll(name, to_oracle(params), s, np.array(x), MASK)
+    np.testing.assert_allclose(h, expected, rtol=1e-12)
+    for field, value in expected_last.items():
+        np.testing.assert_allclose(getattr(last, field), value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_padding_changes_nothing(name, x64):
+    """What stands in the padding reaches neither values nor gradients."""
+    cell = CELLS[name]
+    params, state, x = random_layer(cell)
+    mask = jnp.asarray(MASK)
+    other = jnp.where(mask[..., None], x, 1e3)
+    run = lambda *a: unroll(cell, *a)  # noqa: E731
+    first = gradients(run, params, state, x, mask)
+    second = gradients(run, params, state, other, mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), first, second)
+    np.testing.assert_array_equal(first[1][2][~MASK], 0)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(sorted(CELLS)), st.integers(1, T - 1), st.integers(0, 99))
+def test_unroll_of_a_and_b_is_unroll_of_b_from_the_state_after_a(name, cut, seed):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, seed, jnp.float32)
+    last, h = unroll(cell, params, state, x)
+    middle, h_a = unroll(cell, params, state, x[:cut])
+    end, h_b = unroll(cell, params, middle, x[cut:])
+    np.testing.assert_allclose(jnp.concatenate([h_a, h_b]), h, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), end, last)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(sorted(CELLS)), st.integers(0, T - 1), st.integers(0, 99))
+def test_the_future_never_leaks_into_the_past(name, t, seed):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, seed, jnp.float32)
+    _, h = unroll(cell, params, state, x)
+    _, changed = unroll(cell, params, state, x.at[t].add(1.0))
+    np.testing.assert_array_equal(h[:t], changed[:t])
+    assert np.any(np.asarray(h[t]) != np.asarray(changed[t]))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from(sorted(CELLS)), st.integers(0, 99))
+def test_a_batch_is_a_loop_over_its_rows(name, seed):
+    cell = CELLS[name]
+    params, state, x = random_layer(cell, seed, jnp.float32)
+    _, h = unroll(cell, params, state, x)
+    for b in range(B):
+        row = jax.tree.map(lambda s, b=b: s[b : b + 1], state)
+        np.testing.assert_allclose(
+            unroll(cell, params, row, x[:, b : b + 1])[1][:, 0], h[:, b], rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_seeds_by_vmap_equal_seeds_one_by_one(name):
+    cell = CELLS[name]
+    layers = [random_layer(cell, seed, jnp.float32) for seed in range(3)]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *layers)
+    grads = jax.vmap(lambda p, s, x: gradients(lambda *a: unroll(cell, *a), p, s, x, None))(
+        *stacked
+    )
+    for k, layer in enumerate(layers):
+        one = gradients(lambda *a: unroll(cell, *a), *layer, None)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(a[k], b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p, s, x, m: (p, s, x[..., :-1], m), "wanted [T, B, 5]"),
+        (lambda p, s, x, m: (p._replace(w_h=p.w_h[:, :-1]), s, x, m), "do not fit"),
+        (lambda p, s, x, m: (p, s._replace(h=s.h[:1]), x, m), "state.h"),
+        (lambda p, s, x, m: (p, s, x, m.astype(jnp.float32)), "wanted bool"),
+        (lambda p, s, x, m: (p, s, x, m[:-1]), "wanted bool"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change, words):
+    params, state, x = random_layer(CELLS["lstm"], dtype=jnp.float32)
+    with pytest.raises(ValueError) as error:
+        unroll(CELLS["lstm"], *change(params, state, x, jnp.asarray(MASK)))
+    assert words in str(error.value)

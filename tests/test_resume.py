@@ -1,0 +1,95 @@
+"""A real training process, killed: it goes on to the same bits."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command_line import ROOT, TINY, assert_one_line, command, run, write_book
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    return write_book(tmp_path_factory.mktemp("text"))
+
+
+def saved_steps(folder):
+    """The last step with a checkpoint, complete: Orbax renames it when it is."""
+    names = [p.name for p in (folder / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+@pytest.mark.parametrize("batching", ["stream", "sentences"])
+def test_a_killed_run_resumes_to_the_same_bits(batching, book, tmp_path):
+    """SIGKILL between checkpoints, SIGTERM once, then to the end: equal to a run left alone."""
+    flags = [
+        f"--corpus={book}",
+        "--steps=300",
+        "--checkpoint_every=20",
+        "--steps_per_dispatch=10",
+        "--momentum=0.5",
+        f"--batching={batching}",
+        *TINY,
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run("train", *flags, f"--run={whole}").returncode == 0
+
+    def start_and_signal(number, *start_flags):
+        """Signal a training process once it has saved two checkpoints of its own."""
+        already = saved_steps(killed)
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                command("train", *start_flags), cwd=ROOT, stdout=log, stderr=log
+            )
+            deadline = time.monotonic() + 100
+            while time.monotonic() < deadline and process.poll() is None:
+                if saved_steps(killed) >= already + 40:
+                    break
+                time.sleep(0.005)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            process.send_signal(number)
+            return process.wait(timeout=60)
+
+    assert start_and_signal(signal.SIGKILL, *flags, f"--run={killed}") == -signal.SIGKILL
+    assert not (killed / "results.json").exists()
+    resume = [f"--run={killed}", "--resume"]
+    assert start_and_signal(signal.SIGTERM, *resume) == 0
+    assert 60 <= saved_steps(killed) < 300
+    assert not (killed / "results.json").exists()
+    done = run("train", *resume)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, killed)]
+    assert results[0] == results[1]
+    compare = (
+        "import sys, jax, numpy as np\n"
+        "from experiments.trained import load_state\n"
+        "a, b = (jax.tree.leaves(load_state(run)) for run in sys.argv[1:])\n"
+        "assert len(a) == len(b) > 8\n"
+        "for x, y in zip(a, b):\n"
+        "    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):\n"
+        "        x, y = map(jax.random.key_data, (x, y))\n"
+        "    x, y = (np.asarray(v).view(np.uint32) for v in (x, y))\n"
+        "    np.testing.assert_array_equal(x, y)\n"
+        "print('same bits')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", compare, whole, killed], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "same bits" in done.stdout, done.stderr
+    steps = [
+        [json.loads(line)["step"] for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (whole, killed)
+    ]
+    assert sorted(set(steps[0])) == sorted(set(steps[1]))
+    assert len(steps[0]) == len(steps[1])
+
+
+def test_resume_refuses_another_text(book, tmp_path):
+    copy = tmp_path / "book.txt"
+    copy.write_text(book.read_text())
+    flags = [f"--corpus={copy}", f"--run={tmp_path / 'r'}", "--steps=4", *TINY]
+    assert run("train", *flags).returncode == 0
+    copy.write_text(book.read_text().replace("cat", "dog"))
+    assert_one_line(run("train", f"--run={tmp_path / 'r'}", "--resume"), "has changed")
