@@ -5,4 +5,5 @@ EXPERIMENTS: dict[str, str] = {
     "train": "train a language model on any text",
     "evaluate": "perplexity of a trained run on any text",
     "generate": "sample text from a trained run",
+    "throughput": "time the engine's backward pass against autodiff through lax.scan",
 }

@@ -99,11 +99,11 @@ def build(defaults: Config, values: flags.FlagValues) -> Config:
             given[field.name] = build(default, values)
         elif isinstance(default, tuple):
             item = typing.get_args(kind)[0]
-            texts = values[field.name].value
+            texts = values[field.name].value or []
             given[field.name] = tuple(convert(field.name, text, item) for text in texts)
         elif field.name in values:
             given[field.name] = values[field.name].value
-    return dataclasses.replace(typing.cast(Any, defaults), **given)  # type: ignore[no-any-return]
+    return dataclasses.replace(typing.cast(Any, defaults), **given)
 
 
 def convert(name: str, text: str, kind: type) -> Any:

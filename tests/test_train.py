@@ -110,9 +110,9 @@ def test_loss_is_the_mean_over_tokens(kind):
     forward = make_forward(SMALL)
     mask = np.ones(batch.inputs.shape, bool) if batch.mask is None else batch.mask
     _, each = forward(params, carry, batch.inputs, batch.targets, mask)
-    assert tokens == mask.sum()
+    assert float(tokens) == mask.sum()
     np.testing.assert_allclose(nats, each.sum(), rtol=1e-5)
-    np.testing.assert_allclose(mean, np.sum(each) / mask.sum(), rtol=1e-5)
+    np.testing.assert_allclose(mean, float(each.sum()) / mask.sum(), rtol=1e-5)
 
 
 def train(config, optim, batches, stop, rate=1.0, clip=0.5, dispatch=8, state=None):
