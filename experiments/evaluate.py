@@ -21,8 +21,8 @@ class Config:
 
     run: str = option("", "folder of a trained run")
     text: str = option("", "a text file, read as the run's corpus was; empty: that corpus")
-    batch_size: int = option(16, "rows evaluated side by side", least=1)
-    length: int = option(64, "tokens a row in one compiled call", least=1)
+    batch_size: int = option(16, "rows evaluated side by side", least=1, most=10**6)
+    length: int = option(64, "tokens a row in one compiled call", least=1, most=10**6)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -34,6 +34,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from experiments import run_folder
+from experiments.train import check_corpus
 from experiments.trained import load_run
 from lm.data.corpus import load_corpus
 from lm.data.text import read_text, tokenize
@@ -50,8 +51,9 @@ def run(config: Config) -> None:
         sentences = tokenize(text, trained.vocabulary.level, trained.sentences)
         texts = {config.text: trained.vocabulary.encode(sentences)}
     else:
-        splits = load_corpus(trained.config.data, trained.vocabulary).splits
-        texts = {name: splits[name] for name in ("valid", "test")}
+        corpus = load_corpus(trained.config.data, trained.vocabulary)
+        check_corpus(trained.folder, corpus)
+        texts = {name: corpus.splits[name] for name in ("valid", "test")}
     model_config = trained.config.model
     forward = make_forward(model_config)
     rows = {}
@@ -75,7 +77,9 @@ def run(config: Config) -> None:
             f"per token   {result.tokens:,} tokens, {unknown:.1%} <unk>"
         )
         rows[name] = result._asdict() | {"perplexity": result.perplexity, "unknown": unknown}
-    run_folder.write_json(Path(config.run) / "evaluation.json", rows)
+    path = trained.folder / "evaluation.json"
+    before = run_folder.read_json(path) if path.exists() else {}
+    run_folder.write_json(path, before | rows)
 
 
 if __name__ == "__main__":

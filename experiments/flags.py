@@ -153,6 +153,10 @@ def main(config_class: type[Config], run: Callable[[Config], object], doc: str |
         if os.environ.get("LM_TRACEBACK"):
             raise
         fail(program, str(error))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        fail(program, f"out of memory ({str(error)[:120]}); lower the sizes or the batch")
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)

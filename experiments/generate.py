@@ -21,7 +21,7 @@ class Config:
     temperature: float = option(
         1.0, "1: the model's distribution; lower: likelier tokens; 0: the likeliest", least=0
     )
-    seed: int = option(0, "of the draws", least=0)
+    seed: int = option(0, "of the draws", least=0, most=2**31 - 1)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -31,10 +31,10 @@ class Config:
     omit: ClassVar[tuple[str, ...]] = ("cell",)  # no flags: `cells` says which
 
     cells: tuple[str, ...] = option(("rnn", "lstm"), "cells to compare", choices=CELLS)
-    seeds: int = option(4, "runs of each cell, seeded 0 upward", least=1)
+    seeds: int = option(4, "runs of each cell, seeded 0 upward", least=1, most=10_000)
     epochs: float = option(0.8, "passes through the training text", above=0)
     steps: int = option(0, "training steps; 0: as many as epochs makes", least=0)
-    lags: int = option(128, "steps back that the gradient is followed", least=8)
+    lags: int = option(128, "steps back that the gradient is followed", least=8, most=10_000)
     windows: int = option(128, "stretches of validation text that the measures average", least=1)
     run: str = option("", "folder of the run; empty: runs/gradient_flow-<date>-<time>")
     data: DataConfig = DataConfig(max_vocabulary=5000)
@@ -72,7 +72,7 @@ from lm.gradients.statistics import (
     slope_per_step,
 )
 from lm.optim import Hyper, make_schedule
-from lm.train import init_state, make_block, run_blocks
+from lm.train import NotFiniteError, init_state, make_block, run_blocks
 
 STAGES = ("init", "trained")
 STEPS_PER_DISPATCH = 40
@@ -104,7 +104,7 @@ def run(config: Config) -> Path:
     with tqdm(total=total, unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
         for cell in config.cells:
             arrays |= run_cell(config, cell, corpus, batches, windows, steps, folder, bar)
-    run_folder.write_arrays(folder / "results.npz", arrays)
+            run_folder.write_arrays(folder / "results.npz", arrays)  # what is done is kept
     summary = summarise(config, arrays)
     run_folder.write_json(
         folder / "results.json",
@@ -127,7 +127,10 @@ def run_cell(
     folder: Path,
     bar: Any,
 ) -> dict[str, np.ndarray]:
-    """All seeds of one cell, one compilation: "cell/stage/measure" -> [S, ...]."""
+    """All seeds of one cell, one compilation: "cell/stage/measure" -> [S, ...].
+
+    A seed that diverges is said, logged and counted; its trained network is not measured.
+    """
     model_config = dataclasses.replace(config.model, cell=cell)
     rate = config.optim.learning_rate or CELLS[cell].learning_rate
     hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
@@ -138,7 +141,7 @@ def run_cell(
     forward = make_forward(model_config)
     evaluate = evaluate_stream if config.data.batching == "stream" else evaluate_sentences
     log = run_folder.MetricsLog(folder)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Any]] = {f"{cell}/diverged": []}
     for seed in range(config.seeds):
         state = init_state(
             jax.random.key(seed),
@@ -151,24 +154,30 @@ def run_cell(
         dispatches = run_blocks(
             state, hyper, block, batches, stop=steps, steps_per_dispatch=STEPS_PER_DISPATCH
         )
-        for state, metrics in dispatches:
-            loss = float(metrics.nats.sum() / metrics.tokens.sum())
-            bar.set_description(f"{cell} seed {seed}")
-            bar.set_postfix_str(f"loss {loss:.2f} perplexity {perplexity(loss):.0f}")
-            bar.update(len(metrics.nats))
-            log.write(
-                cell=cell,
-                seed=seed,
-                step=int(state.step),
-                loss=loss,
-                grad_norm=float(metrics.grad_norm.mean()),
-                clipped=float((metrics.grad_norm > config.optim.clip).mean()),
-            )
+        bar.set_description(f"{cell} seed {seed}")
+        try:
+            for state, metrics in dispatches:
+                loss = float(metrics.nats.sum() / metrics.tokens.sum())
+                bar.set_postfix_str(f"loss {loss:.2f} perplexity {perplexity(loss):.0f}")
+                bar.update(len(metrics.nats))
+                log.write(
+                    cell=cell,
+                    seed=seed,
+                    step=int(state.step),
+                    loss=loss,
+                    grad_norm=float(metrics.grad_norm.mean()),
+                    clipped=float((metrics.grad_norm > config.optim.clip).mean()),
+                )
+        except NotFiniteError as error:
+            bar.write(f"{cell} seed {seed} diverged at {error}")
+            log.write(cell=cell, seed=seed, step=error.step, diverged=True)
+            found[f"{cell}/diverged"].append(np.asarray(seed))
+            continue
         note(found, cell, "trained", measure(state.params))
         for split in ("valid", "test"):
             result = evaluate(model_config, state.params, corpus.splits[split], forward=forward)
             found.setdefault(f"{cell}/{split}", []).append(result.perplexity)
-    return {name: np.stack(values) for name, values in found.items()}
+    return {name: np.asarray(values) for name, values in found.items()}
 
 
 def note(found: dict[str, list[Any]], cell: str, stage: str, measured: Measured) -> None:
@@ -212,10 +221,16 @@ def lengths(lags: int) -> tuple[int, ...]:
     return tuple(sorted({round(2 * 2 ** (k / 2)) for k in range(steps)} | {lags}))
 
 
+def measured(cells: tuple[str, ...], arrays: dict[str, np.ndarray]) -> list[tuple[str, str]]:
+    """Every (cell, stage) that has results: a cell of which all seeds diverged has no `trained`."""
+    pairs = itertools.product(cells, STAGES)
+    return [(cell, stage) for cell, stage in pairs if f"{cell}/{stage}/lag_h" in arrays]
+
+
 def summarise(config: Config, arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """A row for each cell and stage: perplexity, slope, horizons."""
     rows = []
-    for cell, stage in itertools.product(config.cells, STAGES):
+    for cell, stage in measured(config.cells, arrays):
         by_seed = arrays[f"{cell}/{stage}/lag_h"].mean(axis=2)  # log of the geometric mean
         slopes = [slope_per_step(curve) for curve in by_seed]
         mean = by_seed.mean(axis=0)
@@ -223,6 +238,7 @@ def summarise(config: Config, arrays: dict[str, np.ndarray]) -> list[dict[str, A
             "cell": cell,
             "forget_bias": config.model.forget_bias if CELLS[cell].forget_gate else None,
             "stage": stage,
+            "diverged_seeds": arrays[f"{cell}/diverged"].tolist(),
             "input_rms": float(arrays[f"{cell}/{stage}/input_rms"].mean()),
             "slope_per_step": float(np.mean(slopes)),
             "slope_sd": float(np.std(slopes, ddof=1)) if len(slopes) > 1 else None,
@@ -249,10 +265,7 @@ def format_table(rows: list[dict[str, Any]], lags: int) -> str:
         slope = f"{row['slope_per_step']:.3f}"
         if row["slope_sd"] is not None:
             slope += f" ±{row['slope_sd']:.3f}"
-        reach = [
-            f"{row[key]:.1f}" if np.isfinite(row[key]) else f">{lags - 2}"
-            for key in ("horizon_e", "horizon_epsilon")
-        ]
+        reach = [format_horizon(row[key], lags) for key in ("horizon_e", "horizon_epsilon")]
         lines.append(
             f"{row['cell']:6}{bias:>12}  {row['stage']:8}{perplexity:>25}{slope:>17}"
             f"{reach[0]:>13}{reach[1]:>9}"
@@ -264,12 +277,21 @@ def format_table(rows: list[dict[str, Any]], lags: int) -> str:
     return "\n".join(lines)
 
 
+def format_horizon(steps: float, lags: int) -> str:
+    """A horizon in steps; `>` where it lies beyond the lags measured, `-` where unknown."""
+    if np.isnan(steps):
+        return "-"
+    return f"{steps:.1f}" if np.isfinite(steps) else f">{lags - 2}"
+
+
 def headline(arrays: dict[str, np.ndarray], cells: tuple[str, ...], lag: int = 50) -> str:
     """What the picture shows, in a sentence."""
-    lag = min(lag, arrays[f"{cells[0]}/trained/lag_h"].shape[1] - 1)
     shrunk = []
-    for cell in cells:
+    for cell, stage in measured(cells, arrays):
+        if stage != "trained":
+            continue
         mean = arrays[f"{cell}/trained/lag_h"].mean(axis=(0, 2))
+        lag = min(lag, len(mean) - 1)
         shrunk.append(
             f"{format_factor((mean[1] - mean[lag]) / np.log(10))} in the {CELLS[cell].name}"
         )
@@ -278,7 +300,9 @@ def headline(arrays: dict[str, np.ndarray], cells: tuple[str, ...], lag: int = 5
 
 def format_factor(log10: float) -> str:
     """10^log10 as a person reads it: to two digits, in words of size."""
-    if not np.isfinite(log10):
+    if np.isnan(log10):
+        return "by an unknown factor"
+    if np.isinf(log10):
         return "to nothing"
     for exponent, word in ((12, "trillion"), (9, "billion"), (6, "million"), (0, "")):
         if log10 >= exponent:
@@ -293,7 +317,7 @@ def plot(folder: Path) -> list[Path]:
     arrays = run_folder.read_arrays(folder / "results.npz")
     cells = tuple(stored["cells"])
     figure, (left, right) = figures.new_figure(2)
-    for index, (cell, stage) in enumerate(itertools.product(cells, STAGES)):
+    for index, (cell, stage) in enumerate(measured(cells, arrays)):
         rms = arrays[f"{cell}/{stage}/input_rms"].mean()
         bias = (
             f", forget bias {stored['model']['forget_bias']:g}" if CELLS[cell].forget_gate else ""
@@ -305,7 +329,8 @@ def plot(folder: Path) -> list[Path]:
             "label": f"{CELLS[cell].name}, {stage}{bias}, input rms {rms:.2g}",
         }
         lag_h = arrays[f"{cell}/{stage}/lag_h"].mean(axis=2)  # [S, lags]
-        band = seed_band(lag_h - lag_h[:, 1:2])
+        with np.errstate(invalid="ignore"):  # a dead curve, -inf at lag 1, has no ratio
+            band = seed_band(lag_h - lag_h[:, 1:2])
         figures.plot_band(left, np.arange(1, lag_h.shape[1]), *(part[1:] for part in band), **line)
         band = seed_band(arrays[f"{cell}/{stage}/length_w"].mean(axis=2))
         figures.plot_band(right, arrays["lengths"], *band, **line)

@@ -11,6 +11,7 @@ figures/         PNG and SVG
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -38,10 +39,12 @@ def create(run: str, experiment: str) -> Path:
     Raises:
       ValueError: there is a run in it already, or it cannot be made or written.
     """
-    folder = Path(run or f"runs/{experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if (folder / "config.json").exists():
+    folder = Path(run)
+    if run and (folder / "config.json").exists():
         raise ValueError(f"run {folder} exists; give another --run, or remove it first")
     try:
+        if not run:
+            folder = claim_new(Path("runs"), f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
@@ -50,6 +53,19 @@ def create(run: str, experiment: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"run {folder} cannot be written; give a --run that can")
     return folder
+
+
+def claim_new(parent: Path, name: str) -> Path:
+    """Make parent/name, or parent/name-2 and so on: a folder that no other process has."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def require(run: str) -> Path:
@@ -75,7 +91,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all; infinite and undefined numbers become null."""
+    """Write JSON, whole or not at all; infinities become "inf" and "-inf", NaN null."""
     write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -92,8 +108,10 @@ def finite(value: Any) -> Any:
         return [finite(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and np.isnan(value):
         return None
+    if isinstance(value, float) and np.isinf(value):
+        return "inf" if value > 0 else "-inf"
     return value
 
 
@@ -157,7 +175,7 @@ def from_dict(config_class: Any, stored: Mapping[str, Any]) -> Any:
             value = from_dict(field.type, value)
         elif isinstance(value, list):
             value = tuple(value)
-        elif value is None:  # JSON has no infinity; `clip` is the field that may be infinite
+        elif value == "inf" and field.type is float:
             value = float("inf")
         fields[field.name] = value
     return config_class(**fields)

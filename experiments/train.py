@@ -26,7 +26,7 @@ class Config:
 
     epochs: float = option(3.0, "passes through the training text", above=0)
     steps: int = option(0, "training steps; 0: as many as epochs makes", least=0)
-    seed: int = option(0, "of the parameters and the order of sentences", least=0)
+    seed: int = option(0, "of the parameters and the order of sentences", least=0, most=2**31 - 1)
     run: str = option("", "folder of the run; empty: runs/train-<date>-<time>")
     resume: bool = option(False, "go on with the run in --run, with the options it was made with")
     steps_per_dispatch: int = option(50, "training steps in one compiled call", least=1)
@@ -44,7 +44,9 @@ class Config:
 if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
+import dataclasses
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -73,7 +75,13 @@ def run(config: Config) -> Path:
     """Train, evaluate, save. Returns the run's folder."""
     if config.resume:
         folder = run_folder.require(config.run)
-        config = run_folder.read_config(folder, Config)
+        stored = run_folder.read_config(folder, Config)
+        refuse_changes(config, stored, Config())
+        data_dir = config.data.data_dir  # a corpus may have moved
+        if data_dir == DataConfig().data_dir:
+            data_dir = stored.data.data_dir
+        data = dataclasses.replace(stored.data, data_dir=data_dir)
+        config = dataclasses.replace(stored, run=config.run, data=data)
         corpus = load_corpus(config.data, run_folder.read_vocabulary(folder))
         check_corpus(folder, corpus)
         batches = make_training_batches(config, corpus)
@@ -119,6 +127,13 @@ def train(
     )
     if checkpoints.steps():
         state = checkpoints.restore(state)
+        if int(state.step) != checkpoints.steps()[-1]:
+            print(
+                f"checkpoint {checkpoints.steps()[-1]} is damaged; going on from "
+                f"{int(state.step)}, the one before",
+                file=sys.stderr,
+            )
+            checkpoints.drop_after(int(state.step))
     rate = config.optim.learning_rate or CELLS[config.model.cell].learning_rate
     hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
     block = make_block(config.model, config.optim, make_schedule(config.optim, per_epoch, last))
@@ -212,6 +227,19 @@ class StopOnSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+def refuse_changes(given: Any, stored: Any, default: Any) -> None:
+    """A resumed run keeps its options: one that differs from it and from the default was meant."""
+    for field in dataclasses.fields(stored):
+        values = [getattr(config, field.name) for config in (given, stored, default)]
+        if dataclasses.is_dataclass(values[0]):
+            refuse_changes(*values)
+        elif values[0] not in values[1:] and field.name not in ("run", "resume", "data_dir"):
+            raise ValueError(
+                f"{field.name} is {values[0]}, but the run was made with {values[1]} and goes on "
+                "with it; leave the flag out, or start a new run"
+            )
 
 
 def check_corpus(folder: Path, corpus: Corpus) -> None:

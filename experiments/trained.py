@@ -9,7 +9,7 @@ from experiments import run_folder
 from experiments.train import Config
 from lm import model
 from lm.checkpoint import Checkpoints
-from lm.data.corpus import CORPORA
+from lm.data.corpus import resolve
 from lm.data.vocabulary import Vocabulary
 from lm.train import TrainState, init_state
 
@@ -33,10 +33,7 @@ def load_run(run: str) -> Trained:
     """
     folder, config, vocabulary = read_run(run)
     state = load_state(run)
-    sentences = config.data.sentences
-    if sentences == "auto":
-        source = CORPORA.get(config.data.corpus)
-        sentences = source.sentences if source else "line"
+    _, sentences = resolve(config.data)
     return Trained(folder, config, vocabulary, sentences, state.params, int(state.step))
 
 

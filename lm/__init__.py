@@ -2,7 +2,8 @@
 
 The library parses no flags, draws no plots and prints nothing. Imports run one way:
 
-    config, tables <- cells <- recurrence <- model <- loss <- {train, evaluate, gradients}
+    tables <- cells <- config <- data
+              cells <- recurrence <- model <- loss, optim <- {train, evaluate, generate, gradients}
 
 Shape letters, used in every docstring and line-end comment:
 

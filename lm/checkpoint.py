@@ -40,31 +40,39 @@ class Checkpoints:
         """Steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, template: TrainState, step: int | None = None) -> TrainState:
-        """The state at `step`, or the last one.
+    def drop_after(self, step: int) -> None:
+        """Delete the checkpoints past `step`, so that training can save them anew."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def restore(self, template: TrainState) -> TrainState:
+        """The state of the last checkpoint that can be read.
+
+        One that is damaged is passed over for the one before: compare the state's step with
+        the last of `steps()`.
 
         Args:
           template: a state of the same shapes, as `init_state` makes it.
 
         Raises:
-          ValueError: there is no checkpoint, or it does not fit the template.
+          ValueError: there is no checkpoint, or none that can be read and fits the template.
         """
         steps = self.steps()
         if not steps:
             raise ValueError(f"{self.folder} holds no checkpoint; wanted a run that saved one")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {steps}")
-        try:
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(_plain(template)))
-        except (ValueError, KeyError, TypeError) as error:
-            line = str(error).strip().splitlines()[0][:200]
-            raise ValueError(
-                f"{self.folder}/{step} does not fit this model ({line}); wanted the "
-                "configuration that it was saved with"
-            ) from None
-        key = jax.random.wrap_key_data(restored.key)
-        return restored.replace(key=key)
+        reasons = []
+        for step in reversed(steps):
+            try:
+                args = ocp.args.StandardRestore(_plain(template))
+                restored = self._manager.restore(step, args=args)
+                return restored.replace(key=jax.random.wrap_key_data(restored.key))
+            except Exception as error:  # Orbax and its storage raise many kinds
+                reasons.append(f"{step}: {str(error).strip().splitlines()[0][:150]}")
+        raise ValueError(
+            f"{self.folder}: no checkpoint can be read ({'; '.join(reasons)}); wanted one saved "
+            "with this configuration"
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self

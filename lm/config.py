@@ -20,6 +20,7 @@ def option(
     above: float | None = None,
     most: float | None = None,
     choices: Any = None,
+    infinite: bool = False,
 ) -> Any:
     """A dataclass field with its one line of help and its limits.
 
@@ -28,8 +29,15 @@ def option(
       above: value that must be exceeded.
       most: largest value allowed.
       choices: names allowed; anything with `in` and iteration.
+      infinite: inf is a value that means something.
     """
-    limits = {"least": least, "above": above, "most": most, "choices": choices}
+    limits = {
+        "least": least,
+        "above": above,
+        "most": most,
+        "choices": choices,
+        "infinite": infinite,
+    }
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -54,6 +62,8 @@ def check_limits(name: str, value: Any, limits: Any) -> None:
         return
     if value != value:
         raise ValueError(f"{name} is nan; wanted a number")
+    if value in (float("inf"), float("-inf")) and not limits.get("infinite"):
+        raise ValueError(f"{name} is {value}; wanted a finite number")
     least, above, most = limits.get("least"), limits.get("above"), limits.get("most")
     if least is not None and value < least:
         raise ValueError(f"{name} is {value}; wanted at least {least}")
@@ -68,13 +78,16 @@ class ModelConfig:
     """Embedding, a stack of recurrent layers, softmax."""
 
     cell: str = option("lstm", "recurrent cell", choices=CELLS)
-    layers: int = option(1, "recurrent layers on top of each other", least=1)
-    hidden_size: int = option(128, "units of each recurrent layer", least=1)
-    embedding_size: int = option(128, "units of a word's embedding", least=1)
+    layers: int = option(1, "recurrent layers on top of each other", least=1, most=100)
+    hidden_size: int = option(128, "units of each recurrent layer", least=1, most=65536)
+    embedding_size: int = option(128, "units of a word's embedding", least=1, most=65536)
     tied: bool = option(False, "use the embedding as the softmax weights too")
     forget_bias: float = option(1.0, "bias that the LSTM's forget gate starts at")
     input_scale: float = option(
-        1.0, "standard deviation of the embeddings, the cell's input, at the start", above=0
+        1.0,
+        "standard deviation of the embeddings, the cell's input, at the start (tied: of "
+        "embeddings times the square root of their size, since they are softmax weights too)",
+        above=0,
     )
     recurrent_gain: float = option(1.0, "factor on the recurrent weights at the start", least=0)
     init: str = option(
@@ -86,6 +99,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.init == "uniform" and (self.input_scale, self.recurrent_gain) != (1.0, 1.0):
+            raise ValueError(
+                "init is uniform, which draws every weight from U(-init_range, init_range); wanted "
+                "init=scaled with input_scale or recurrent_gain"
+            )
         if self.tied and self.embedding_size != self.hidden_size:
             raise ValueError(
                 f"tied needs embedding_size = hidden_size; got {self.embedding_size} and "
@@ -125,11 +143,12 @@ class DataConfig:
         "sentence for itself, padded and masked",
         choices=("stream", "sentences"),
     )
-    batch_size: int = option(20, "rows of a batch", least=1)
+    batch_size: int = option(20, "rows of a batch", least=1, most=10**6)
     length: int = option(
         35,
         "tokens a row and step: truncated BPTT's length (stream), the longest row (sentences)",
         least=1,
+        most=10**6,
     )
 
     def __post_init__(self) -> None:
@@ -142,7 +161,9 @@ class OptimConfig:
 
     learning_rate: float = option(0.0, "SGD step size; 0: suited to the cell", least=0)
     momentum: float = option(0.0, "momentum of SGD", least=0, most=1)
-    clip: float = option(0.25, "largest global norm of the gradient; inf: no clipping", above=0)
+    clip: float = option(
+        0.25, "largest global norm of the gradient; inf: no clipping", above=0, infinite=True
+    )
     schedule: str = option(
         "constant",
         "learning rate over steps: constant, step (decayed each epoch after one), cosine "
@@ -152,7 +173,7 @@ class OptimConfig:
     decay: float = option(0.5, "step schedule: factor each epoch", above=0, most=1)
     decay_after: int = option(4, "step schedule: epochs at the full rate", least=0)
     warmup: float = option(
-        0.0, "cosine schedule: share of the steps to warm up in", least=0, most=1
+        0.0, "cosine schedule: share of the steps to warm up in", least=0, most=0.9
     )
 
     def __post_init__(self) -> None:

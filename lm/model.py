@@ -59,9 +59,11 @@ def init(
         for k, size in zip(jax.random.split(key_layers, config.layers), sizes, strict=True)
     )
     embedding = jax.random.normal(key_embedding, (vocabulary, config.embedding_size), dtype)
+    # As softmax weights, embeddings of standard deviation 1 would start far from uniform.
+    scale = config.input_scale / (config.embedding_size**0.5 if config.tied else 1.0)
     softmax_w = jax.random.normal(key_softmax, (hidden, vocabulary), dtype) / hidden**0.5
     params = Params(
-        embedding * config.input_scale,
+        embedding * scale,
         layers,
         None if config.tied else softmax_w,
         jnp.zeros(vocabulary, dtype),

@@ -4,7 +4,7 @@ The loss is the mean over the tokens of a batch. Code that sums over time (Zarem
 TensorFlow's) is matched by learning rate x steps and clip / steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,19 +42,40 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, steps: int) -> opta
     return optax.constant_schedule(1.0)
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """L2 norm over all leaves, scaled before squaring: m * sqrt(sum (x / m)^2), m = max |x|.
+
+    A plain float32 norm is inf once entries pass 1e19, and 0 once all are under 1e-23.
+    """
+    leaves = jax.tree.leaves(tree)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return safe * jnp.sqrt(sum(jnp.sum((leaf / safe) ** 2) for leaf in leaves))
+
+
+def clip_by_global_norm(grads: Any, most: jax.Array | float) -> Any:
+    """g * min(1, most / ||g||): optax's rule, with a norm that neither overflows nor underflows.
+
+    optax's own divides by an infinite norm once entries pass 1e19, and so drops the update.
+    """
+    norm = global_norm(grads)
+    factor = jnp.where(norm > most, most / jnp.where(norm > 0, norm, 1), 1)
+    return jax.tree.map(lambda g: g * factor, grads)
+
+
 def make_optimizer(
     config: OptimConfig, hyper: Hyper, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """Clip by global norm, then SGD with momentum.
 
-    Global-norm clipping keeps the gradient's direction; clipping element by element can
-    turn its sign. `hyper` may be traced: build the optimizer inside the compiled function.
+    Clipping by the global norm keeps the gradient's direction; clipping element by element
+    can turn its sign. `hyper` may be traced: build the optimizer inside the compiled function.
     """
 
     def rate(count: jax.Array) -> jax.Array:
         return hyper.learning_rate * jnp.asarray(schedule(count), jnp.float32)
 
     return optax.chain(
-        optax.clip_by_global_norm(hyper.clip),
+        optax.stateless(lambda grads, params: clip_by_global_norm(grads, hyper.clip)),
         optax.sgd(rate, momentum=config.momentum or None),
     )

@@ -57,14 +57,15 @@ def unroll(
         (for an LSTM's c: not through h_t, which is a field of its own).
 
     Returns:
-      (s_T, h): the last state and all outputs [T, B, H].
+      (s_T, h): the last state and all outputs [T, B, H], 0 on padding.
 
     Raises:
       ValueError: where shapes disagree.
     """
     check_shapes(cell, params, state, x, mask)
     z = project(x, params.w_x, params.b)
-    return recur(cell, params.w_h, params.vectors, state, z, mask, probe)
+    last, h = recur(cell, params.w_h, params.vectors, state, z, mask, probe)
+    return last, h if mask is None else jnp.where(mask[..., None], h, jnp.zeros_like(h))
 
 
 def project(x: jax.Array, w_x: jax.Array, b: jax.Array) -> jax.Array:
@@ -203,8 +204,9 @@ def unroll_step(
       state: any pytree of arrays with leading [B].
       x: [T, B, D].
       mask: bool [T, B] or None. On padding the state passes through and h_t is 0.
-      probe: a pytree like `state` with leading [T, B], zeros; added to each new state, so
-        that its gradient is dL/ds_t.
+      probe: a pytree like `state` with leading [T, B], zeros; added to each state as it
+        enters step t + 1, so that its gradient is dL/ds_t without the path through h_t, which
+        a step of unknown form has put out already.
 
     Returns:
       (s_T, h [T, B, H]).
@@ -213,9 +215,10 @@ def unroll_step(
     def scan_step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
         x_t, mask_t, probe_t = inputs
         s_t, h_t = step(params, s_prev, x_t)
+        s_t = select(mask_t, s_t, s_prev)
         if probe_t is not None:
             s_t = jax.tree.map(jnp.add, s_t, probe_t)
-        return select(mask_t, s_t, s_prev), select(mask_t, h_t, jnp.zeros_like(h_t))
+        return s_t, select(mask_t, h_t, jnp.zeros_like(h_t))
 
     return lax.scan(scan_step, state, (x, mask, probe))
 

@@ -19,7 +19,7 @@ from lm import model
 from lm.config import ModelConfig, OptimConfig
 from lm.data.batches import Batch, Batches
 from lm.loss import weighted_nats
-from lm.optim import Hyper, make_optimizer
+from lm.optim import Hyper, global_norm, make_optimizer
 
 
 @flax.struct.dataclass
@@ -30,7 +30,7 @@ class TrainState:
     params: model.Params
     opt_state: Any
     carry: model.Carry  # recurrent state of each layer
-    key: jax.Array  # PRNG key of the run; a step folds its number into it
+    key: jax.Array  # PRNG key of the run, for what a step draws, folded with the step
 
 
 @flax.struct.dataclass
@@ -42,7 +42,8 @@ class StepMetrics:
     grad_norm: jax.Array  # global L2 norm, before clipping
 
 
-Block = Callable[[TrainState, Hyper, Any], tuple[TrainState, StepMetrics]]
+# (state, hyper, batches) -> (state, metrics of each step, whether all parameters are finite)
+Block = Callable[[TrainState, Hyper, Any], tuple[TrainState, StepMetrics, jax.Array]]
 
 
 def init_state(
@@ -98,9 +99,7 @@ def train_step(
     batch: Any,
 ) -> tuple[TrainState, StepMetrics]:
     """One SGD step. `batch` is a Batch without a leading axis."""
-    carry = jax.tree.map(
-        lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), lax.stop_gradient(state.carry)
-    )
+    carry = jax.tree.map(lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), state.carry)
     loss = jax.value_and_grad(batch_nats, argnums=1, has_aux=True)
     (_, (carry, nats, tokens)), grads = loss(config, state.params, carry, batch)
     optimizer = make_optimizer(optim, hyper, schedule)
@@ -111,31 +110,35 @@ def train_step(
         opt_state=opt_state,
         carry=carry,
     )
-    return state, StepMetrics(nats=nats, tokens=tokens, grad_norm=optax.tree.norm(grads))
+    return state, StepMetrics(nats=nats, tokens=tokens, grad_norm=global_norm(grads))
 
 
 def make_block(config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule) -> Block:
-    """Compile many steps into one dispatch: (state, hyper, block of batches) -> (state, metrics).
+    """Compile many steps into one dispatch, a Block.
 
     The state is donated: use the one that comes back.
     """
 
-    def block(state: TrainState, hyper: Hyper, batches: Any) -> tuple[TrainState, StepMetrics]:
-        return lax.scan(
+    def block(
+        state: TrainState, hyper: Hyper, batches: Any
+    ) -> tuple[TrainState, StepMetrics, jax.Array]:
+        state, metrics = lax.scan(
             lambda s, batch: train_step(config, optim, schedule, s, hyper, batch), state, batches
         )
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
+        return state, metrics, jnp.all(jnp.stack(finite))
 
     return jax.jit(block, donate_argnums=0)
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss or the gradient is NaN or infinite."""
+    """The loss, the gradient or the parameters are NaN or infinite."""
 
     def __init__(self, step: int, nats: float, grad_norm: float):
         self.step = step
         super().__init__(
-            f"step {step}: loss {nats} and gradient norm {grad_norm}, wanted finite numbers; "
-            "lower learning_rate or clip"
+            f"step {step}: loss {nats} nats, gradient norm {grad_norm}; wanted these and the "
+            "parameters after it finite: lower learning_rate or clip"
         )
 
 
@@ -158,15 +161,16 @@ def run_blocks(
       dispatch: take what you need of it before asking for the next.
 
     Raises:
-      NotFiniteError: names the first step whose loss or gradient is not finite. The state that
-      was yielded before it is the last good one.
+      NotFiniteError: names the first step whose loss or gradient is not finite, or the last of
+      a dispatch after which a parameter is not. Nothing of that dispatch is yielded.
     """
     step = int(state.step)
     while step < stop:
         chunk: Batch = batches.block(step, min(steps_per_dispatch, stop - step))
-        state, metrics = block(state, hyper, chunk)
+        state, metrics, finite = block(state, hyper, chunk)
         measured = jax.tree.map(np.asarray, metrics)
         bad = ~(np.isfinite(measured.nats) & np.isfinite(measured.grad_norm))
+        bad[-1] |= not finite
         if bad.any():
             first = int(bad.argmax())
             raise NotFiniteError(step + first, measured.nats[first], measured.grad_norm[first])

@@ -1,10 +1,16 @@
 """Running the experiments as a user does, in processes of their own."""
 
+import importlib
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+
+from experiments import flags as experiment_flags
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -29,6 +35,19 @@ def run(experiment, *flags, **options):
         timeout=240,
         **options,
     )
+
+
+def call(experiment, *flags):
+    """`run` inside this process: for mistakes that end it before anything is computed."""
+    module = importlib.import_module(f"experiments.{experiment}")
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv = [f"{experiment}.py", *map(str, flags)]
+    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            experiment_flags.main(module.Config, module.run, module.__doc__)
+        except SystemExit as exit_:
+            code = exit_.code
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def write_book(folder):

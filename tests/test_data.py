@@ -55,6 +55,13 @@ def test_prose_ends_sentences_at_blank_lines_too():
     ]
 
 
+def test_words_are_put_together_line_by_line():
+    vocabulary = build_vocabulary([["a", "b", ","]], "word")
+    a, b, comma = (vocabulary.ids[unit] for unit in ("a", "b", ","))
+    tokens = [END_ID, a, comma, b, END_ID, END_ID, b]
+    assert vocabulary.decode(tokens) == "\na, b\n\nb"
+
+
 @given(st.text(alphabet=st.characters(blacklist_categories=("Cs",)), max_size=60))
 def test_characters_come_back_as_they_were(source):
     sentences = list(text.tokenize(source, "char", "line"))
@@ -218,6 +225,19 @@ def test_files_that_are_no_text_are_named(tmp_path, content, words):
     path = write(tmp_path / "x.txt", content)
     with pytest.raises(ValueError, match=words):
         load_corpus(DataConfig(corpus=path))
+
+
+@pytest.mark.parametrize("keep", [20, -9])
+def test_a_damaged_gz_is_named(tmp_path, keep):
+    path = write(tmp_path / "x.txt.gz", gzip.compress(b"some text\n" * 99)[:keep])
+    with pytest.raises(ValueError, match="damaged"):
+        load_corpus(DataConfig(corpus=path))
+
+
+def test_a_split_without_a_sentence_is_named(tmp_path):
+    path = write(tmp_path / "x.txt", b"Words are here.\n" * 50 + b"\n" * 100)
+    with pytest.raises(ValueError, match="no sentence"):
+        load_corpus(DataConfig(corpus=path, sentences="prose"))
 
 
 def test_bytes_take_any_file(tmp_path):

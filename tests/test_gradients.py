@@ -193,6 +193,8 @@ def test_slope_stops_where_the_gradient_is_dead():
     curve = np.asarray([0.0, -1, -2, -3, -np.inf, -np.inf])
     assert slope_per_step(curve) == pytest.approx(-1)
     assert np.isnan(slope_per_step(curve[:1]))
+    assert horizon(curve[3:], E_FOLD) == 0
+    assert np.isnan(horizon(np.full(9, np.nan), E_FOLD))
     assert horizon(curve, -5) == 3
 
 

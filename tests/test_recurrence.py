@@ -7,7 +7,7 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cells import B, H, T, random_layer, to_oracle
+from test_cells import B, D, H, T, random_layer, to_oracle
 
 from lm.cells import CELLS
 from lm.recurrence import as_step, unroll, unroll_step
@@ -19,8 +19,6 @@ def gradients(run, params, state, x, mask, probe=None):
     """Value and gradient of a loss that sees every output and the last state."""
     shape = (x.shape[0], x.shape[1], H)
     weights = jax.random.normal(jax.random.key(5), shape, x.dtype)
-    if mask is not None:
-        weights = jnp.where(mask[..., None], weights, 0)
 
     def loss(params, state, x, probe):
         last, h = run(params, state, x, mask, probe)
@@ -85,7 +83,7 @@ def test_masked_rows_equal_the_oracle(name, x64):
     last, h = unroll(cell, params, state, x, jnp.asarray(MASK))
     s = {k: np.array(v) for k, v in state._asdict().items()}
     expected_last, expected = oracles.unroll(name, to_oracle(params), s, np.array(x), MASK)
-    np.testing.assert_allclose(h, expected, rtol=1e-12)
+    np.testing.assert_allclose(h, np.where(MASK[..., None], expected, 0), rtol=1e-12)
     for field, value in expected_last.items():
         np.testing.assert_allclose(getattr(last, field), value, rtol=1e-12)
 
@@ -102,6 +100,33 @@ def test_padding_changes_nothing(name, x64):
     second = gradients(run, params, state, other, mask)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), first, second)
     np.testing.assert_array_equal(first[1][2][~MASK], 0)
+
+
+def test_the_generic_door_takes_any_step(x64):
+    """A step that is no Cell, with another state: a leaky sum of squares, by hand in NumPy."""
+    x = jax.random.normal(jax.random.key(0), (T, B, D))
+    state = {"sum": jnp.ones((B, D)), "count": jnp.zeros((B, 1))}
+
+    def step(leak, s, x_t):
+        total = leak * s["sum"] + x_t**2
+        return {"sum": total, "count": s["count"] + 1}, total.sum(axis=-1, keepdims=True)
+
+    probe = {"sum": jnp.zeros((T, B, D)), "count": jnp.zeros((T, B, 1))}
+    last, h = unroll_step(step, 0.5, state, x, jnp.asarray(MASK), probe)
+    d_probe = jax.grad(
+        lambda p: jnp.sum(unroll_step(step, 0.5, state, x, jnp.asarray(MASK), p)[1][-1])
+    )(probe)
+    for b, length in enumerate(MASK.sum(axis=0)):
+        total = np.ones(D)
+        for t in range(length):
+            total = 0.5 * total + np.asarray(x[t, b]) ** 2
+            np.testing.assert_allclose(h[t, b, 0], total.sum(), rtol=1e-13)
+        np.testing.assert_array_equal(h[length:, b], 0)
+        np.testing.assert_allclose(last["sum"][b], total, rtol=1e-13)
+        assert last["count"][b, 0] == length
+    expected = 0.5 ** (T - 1 - np.arange(T - 1.0))  # of row 0, the one with no padding
+    np.testing.assert_allclose(d_probe["sum"][: T - 1, 0, 0], expected, rtol=1e-13)
+    np.testing.assert_array_equal(d_probe["sum"][:, 1:], 0)
 
 
 @settings(max_examples=12, deadline=None)

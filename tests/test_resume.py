@@ -26,7 +26,7 @@ def test_a_killed_run_resumes_to_the_same_bits(batching, book, tmp_path):
     """SIGKILL between checkpoints, SIGTERM once, then to the end: equal to a run left alone."""
     flags = [
         f"--corpus={book}",
-        "--steps=300",
+        "--steps=200",
         "--checkpoint_every=20",
         "--steps_per_dispatch=10",
         "--momentum=0.5",
@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_to_the_same_bits(batching, book, tmp_path):
     assert not (killed / "results.json").exists()
     resume = [f"--run={killed}", "--resume"]
     assert start_and_signal(signal.SIGTERM, *resume) == 0
-    assert 60 <= saved_steps(killed) < 300
+    assert 60 <= saved_steps(killed) < 200
     assert not (killed / "results.json").exists()
     done = run("train", *resume)
     assert done.returncode == 0, done.stderr
@@ -86,10 +86,27 @@ def test_a_killed_run_resumes_to_the_same_bits(batching, book, tmp_path):
     assert len(steps[0]) == len(steps[1])
 
 
-def test_resume_refuses_another_text(book, tmp_path):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(book, tmp_path):
+    folder = tmp_path / "r"
+    flags = [f"--corpus={book}", f"--run={folder}", "--steps=30", "--checkpoint_every=10", *TINY]
+    assert run("train", *flags).returncode == 0
+    whole = (folder / "results.json").read_text()
+    assert saved_steps(folder) == 30
+    for path in (folder / "checkpoints" / "30").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = run("train", f"--run={folder}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint 30 is damaged; going on from 20" in done.stderr
+    assert (folder / "results.json").read_text() == whole
+
+
+def test_resume_refuses_another_text_and_other_options(book, tmp_path):
     copy = tmp_path / "book.txt"
     copy.write_text(book.read_text())
     flags = [f"--corpus={copy}", f"--run={tmp_path / 'r'}", "--steps=4", *TINY]
     assert run("train", *flags).returncode == 0
+    done = run("train", f"--run={tmp_path / 'r'}", "--resume", "--learning_rate=3")
+    assert_one_line(done, "learning_rate is 3.0", "made with 0.0")
     copy.write_text(book.read_text().replace("cat", "dog"))
     assert_one_line(run("train", f"--run={tmp_path / 'r'}", "--resume"), "has changed")

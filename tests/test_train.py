@@ -10,11 +10,11 @@ import pytest
 
 from lm import model
 from lm.config import ModelConfig, OptimConfig
-from lm.data.batches import SentenceBatches, StreamBatches
+from lm.data.batches import Batch, SentenceBatches, StreamBatches
 from lm.data.vocabulary import END_ID, UNKNOWN_ID
 from lm.evaluate import evaluate_sentences, evaluate_stream, layout_rows, make_forward
 from lm.generate import sample
-from lm.optim import Hyper, make_schedule
+from lm.optim import Hyper, clip_by_global_norm, global_norm, make_schedule
 from lm.train import NotFiniteError, batch_nats, init_state, make_block, run_blocks
 
 V = 13
@@ -157,20 +157,38 @@ def test_training_learns_a_cycle(kind):
     assert losses[-1] < 0.1
 
 
+def test_the_carried_state_is_that_of_the_whole_text():
+    """With frozen parameters, the state after k chunks is the state after k * length tokens."""
+    batches = StreamBatches(TOKENS, 4, 16)
+    state, _ = train(SMALL, OptimConfig(), batches, 9, rate=0.0, dispatch=4)
+    inputs = np.concatenate([batches.at(k).inputs for k in range(9)])
+    expected, _ = model.apply(SMALL, state.params, model.init_carry(SMALL, 4), inputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.carry, expected
+    )
+
+
+class AlwaysReset(StreamBatches):
+    """A stream that forgets its state between chunks."""
+
+    def at(self, step):
+        return super().at(step)._replace(reset=np.asarray(True))
+
+
 def test_the_stream_carries_its_state():
-    """The answer lies before the chunk: only a carried state can know it."""
-    rng = np.random.default_rng(1)
-    half = rng.integers(2, 4, 4000)
-    text = np.stack([half, np.full_like(half, 4), half + 3], axis=1).reshape(-1).astype(np.int32)
+    """The answer lies in the chunk before: with a carried state alone can it be known."""
+    half = np.random.default_rng(1).integers(2, 4, 4000)
+    fixed = np.full_like(half, 4)
+    text = np.stack([half, fixed, fixed + 1, half + 4], axis=1).reshape(-1).astype(np.int32)
     config = ModelConfig(hidden_size=16, embedding_size=16)
-    # Chunks of 3 begin with the random word; chunks of 1 never see it beside its answer.
-    state, _ = train(config, OptimConfig(), StreamBatches(text, 4, 3), 400, rate=5.0)
-    result = evaluate_stream(config, state.params, text, batch=2)
-    assert result.nats / result.tokens < 1.3 * np.log(2) / 3
-    forward = make_forward(config)
-    zero = model.init_carry(config, 1)
-    _, nats = forward(state.params, zero, text[1:2, None], text[2:3, None], np.ones((1, 1), bool))
-    assert nats[0, 0] > 0.5
+    entropy = np.log(2) / 4  # of the one random word in four
+    losses = {}
+    for kind in (StreamBatches, AlwaysReset):
+        # Chunks are (random, 4) and (5, answer); rows begin with a whole period.
+        _, found = train(config, OptimConfig(), kind(text, 4, 2), 3000, rate=2.0, dispatch=200)
+        losses[kind] = np.mean(found[-200:])
+    assert entropy * 0.9 < losses[StreamBatches] < entropy * 1.3
+    assert losses[AlwaysReset] > entropy * 1.8
 
 
 @pytest.mark.parametrize("dispatch", [1, 3, 50])
@@ -188,7 +206,7 @@ def test_steps_per_dispatch_change_nothing(dispatch):
 def test_a_nan_names_its_step():
     """Embeddings of infinity after two good dispatches."""
     batches = StreamBatches(TOKENS, 4, 16)
-    with pytest.raises(NotFiniteError, match="wanted finite") as error:
+    with pytest.raises(NotFiniteError, match="after it finite") as error:
         train(SMALL, OptimConfig(), batches, 20, rate=1e38, clip=1e38, dispatch=4)
     assert 0 < error.value.step < 20
 
@@ -214,6 +232,36 @@ def test_no_second_compilation_for_rates_seeds_or_blocks(caplog):
         state = init_state(jax.random.key(0), SMALL, optim, V, 4)
         block(state, Hyper(jnp.float32(1), jnp.float32(1)), batches.block(0, 3))
     assert [r for r in caplog.records if "block" in r.getMessage()]
+
+
+def test_parameters_that_overflow_are_found_after_the_last_step():
+    """The loss of step 0 is finite; what it leaves behind is not."""
+    with pytest.raises(NotFiniteError, match="step 0"):
+        train(SMALL, OptimConfig(), StreamBatches(TOKENS, 4, 16), 1, rate=np.inf)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_clipping_outside_the_range_of_a_square(scale):
+    """Entries of 1e25 have a plain norm of inf, and those of 1e-25 one of 0."""
+    grads = {"a": jnp.full((3, 4), scale), "b": jnp.full(4, -scale)}
+    np.testing.assert_allclose(global_norm(grads), 4 * scale, rtol=1e-6)
+    clipped = clip_by_global_norm(grads, 0.5 * scale)
+    np.testing.assert_allclose(clipped["a"], scale / 8, rtol=1e-6)
+    np.testing.assert_allclose(clipped["b"], -scale / 8, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, clip_by_global_norm(grads, jnp.inf), grads)
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    jax.tree.map(np.testing.assert_array_equal, clip_by_global_norm(zeros, 0.5), zeros)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("cell", sorted(oracles.STEPS))
+def test_training_starts_near_the_uniform_loss(cell, tied):
+    config = ModelConfig(cell=cell, tied=tied)
+    params = model.init(jax.random.key(0), config, 1000)
+    tokens = np.random.default_rng(0).integers(0, 1000, (2, 20, 8)).astype(np.int32)
+    batch = Batch(tokens[0], tokens[1], None, np.asarray(True))
+    nats = batch_nats(config, params, model.init_carry(config, 8), batch)[0]
+    assert float(nats) == pytest.approx(np.log(1000), rel=0.35 if cell == "irnn" else 0.08)
 
 
 def test_schedules():

@@ -1,8 +1,7 @@
 """Corpora by name or by path, as token arrays.
 
-Named corpora are checked against the sha256 of their published files. Austen is part of the
-package; the others are read from a folder of the user's, in the layout they are handed
-around in.
+Named corpora are checked against the sha256 of their texts. Austen is part of the package;
+the others are read from a folder of the user's: `CORPORA` says which files it must hold.
 """
 
 import hashlib
@@ -15,6 +14,7 @@ import numpy as np
 from lm.config import DataConfig
 from lm.data.text import read_text, split_lines, tokenize
 from lm.data.vocabulary import Vocabulary, build_vocabulary
+from lm.tables import unknown_name
 
 SPLITS = ("train", "valid", "test")
 HERE = Path(__file__).parent
@@ -86,14 +86,12 @@ class Corpus:
       name: as asked for.
       splits: train, valid, test -> int32 ids, `<eos>` after each sentence.
       vocabulary: of the training split.
-      sentences: line or prose, as resolved.
       sha256: of the token arrays and the vocabulary: what a resumed run must find again.
     """
 
     name: str
     splits: Mapping[str, np.ndarray]
     vocabulary: Vocabulary
-    sentences: str
     sha256: str
 
 
@@ -109,12 +107,9 @@ def load_corpus(config: DataConfig, vocabulary: Vocabulary | None = None) -> Cor
         published one.
     """
     source = CORPORA.get(config.corpus)
-    level = config.level if config.level != "auto" else (source.level if source else "word")
+    level, rule = resolve(config)
     if vocabulary is not None:
         level = vocabulary.level
-    rule = config.sentences
-    if rule == "auto":
-        rule = source.sentences if source else "line"
     published = source is not None and level == source.level
     min_count = config.min_count or (source.min_count if source and published else 1)
     encoding = "latin-1" if level == "byte" else "utf-8"
@@ -123,10 +118,27 @@ def load_corpus(config: DataConfig, vocabulary: Vocabulary | None = None) -> Cor
     if vocabulary is None:
         vocabulary = build_vocabulary(units["train"], level, min_count, config.max_vocabulary)
     splits = {split: vocabulary.encode(sentences) for split, sentences in units.items()}
+    for split in SPLITS:
+        if not len(splits[split]):
+            raise ValueError(
+                f"corpus {config.corpus}: its {split} part has no sentence; give more text, or a "
+                "folder with train, valid and test files"
+            )
     digest = hashlib.sha256("\n".join(vocabulary.units).encode("utf-8", "surrogatepass"))
     for split in SPLITS:
         digest.update(splits[split].tobytes())
-    return Corpus(config.corpus, splits, vocabulary, rule, digest.hexdigest())
+    return Corpus(config.corpus, splits, vocabulary, digest.hexdigest())
+
+
+def resolve(config: DataConfig) -> tuple[str, str]:
+    """(level, sentences) with `auto` replaced by what the corpus is published with."""
+    source = CORPORA.get(config.corpus)
+    level, rule = config.level, config.sentences
+    if level == "auto":
+        level = source.level if source else "word"
+    if rule == "auto":
+        rule = source.sentences if source else "line"
+    return level, rule
 
 
 def _read_named(config: DataConfig, encoding: str) -> dict[str, str]:
@@ -168,10 +180,8 @@ def _read_path(config: DataConfig, encoding: str) -> dict[str, str]:
             )
         return cut("\n".join(read_text(p, encoding).removesuffix("\n") for p in texts))
     if not path.exists() and "/" not in config.corpus and "." not in config.corpus:
-        raise ValueError(
-            f"corpus is {config.corpus!r}, which is unknown; wanted one of: "
-            f"{', '.join(CORPORA)}, or the path of a text file or folder"
-        )
+        line = unknown_name("corpus", config.corpus, CORPORA)
+        raise ValueError(f"{line}, or the path of a text file or folder")
     return cut(read_text(path, encoding))
 
 

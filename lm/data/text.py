@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a text file") from None
     if path.suffix == ".gz":
-        raw = gzip.decompress(raw)
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: a damaged .gz ({error}); give a whole one") from None
     if not raw.strip():
         raise ValueError(f"{path}: the file is empty; give a text file with some text in it")
     if encoding == "latin-1":  # the byte level: any file will do

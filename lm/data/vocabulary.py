@@ -43,13 +43,19 @@ class Vocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Ids -> text; `<eos>` becomes a line end."""
-        units = ["\n" if token == END_ID else self.units[token] for token in tokens]
-        if self.level == "char":
-            return "".join(units)
+        lines: list[list[str]] = [[]]
+        for token in tokens:
+            if token == END_ID:
+                lines.append([])
+            else:
+                lines[-1].append(self.units[token])
         if self.level == "byte":
-            raw = b"".join(b"?" if u == UNKNOWN else u.encode("latin-1") for u in units)
+            raw = b"\n".join(
+                b"".join(b"?" if unit == UNKNOWN else unit.encode("latin-1") for unit in line)
+                for line in lines
+            )
             return raw.decode("utf-8", errors="replace")
-        text = " ".join(units).replace(" \n ", "\n").replace(" \n", "\n")
+        text = "\n".join(("" if self.level == "char" else " ").join(line) for line in lines)
         if self.level == "word":
             text = re.sub(r" ([,.;:!?)\]])", r"\1", text)
         return text

@@ -17,8 +17,10 @@ from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams
 from lm.config import ModelConfig
-from lm.gradients.log_space import Scaled, common_scale, log_norm, rescale, scaled_log_norm
+from lm.gradients.log_space import Scaled, common_scale, log_norm, rescale
 from lm.recurrence import Trace, previous_h, project, pull_back_step, run_forward
+
+LANE_BYTES = 512 * 2**20  # most memory for the backward passes that `measure_lengths` runs at once
 
 
 class Flow(NamedTuple):
@@ -192,7 +194,8 @@ def measure_lengths(
     """log ||dL_T/dW_h|| against sequence length T: measure 5, a layer each.
 
     The sequences are the prefixes of `tokens`, so one forward pass serves all lengths; each
-    length is a lane of one backward scan. T = 1 gives -inf, exactly 0, from the zero state.
+    length is a lane of the backward scan, as many at once as fit LANE_BYTES. T = 1 gives -inf,
+    exactly 0, from the zero state.
 
     Args:
       tokens: int [T, B].
@@ -220,7 +223,11 @@ def measure_lengths(
             for trace, flow in zip(forward.traces, flows, strict=True)
         )
 
-    return jax.vmap(one_length)(jnp.asarray(lengths))
+    width = max(layer.w_h.shape[1] for layer in params.layers)
+    lane = 3 * tokens.size * width * params.embedding.dtype.itemsize  # bytes of one length
+    lanes = min(len(lengths), max(1, LANE_BYTES // lane))
+    found: tuple[jax.Array, ...] = lax.map(one_length, jnp.asarray(lengths), batch_size=lanes)
+    return found
 
 
 def recurrent_log_norm(trace: Trace, delta: Scaled) -> jax.Array:
@@ -232,15 +239,3 @@ def recurrent_log_norm(trace: Trace, delta: Scaled) -> jax.Array:
     scaled = delta.unit * jnp.exp(delta.log - finite[None])[..., None]
     gradient = jnp.einsum("tbh,tbk->bhk", h_prev, scaled)
     return largest + log_norm(gradient.reshape(gradient.shape[0], -1))
-
-
-__all__ = [
-    "Flow",
-    "LagCurves",
-    "inject_at",
-    "measure_lags",
-    "measure_layer_lags",
-    "measure_lengths",
-    "pull_back_log",
-    "scaled_log_norm",
-]

@@ -29,11 +29,6 @@ def log_norm(x: jax.Array) -> jax.Array:
     return jnp.log(largest) + jnp.log(jnp.where(largest > 0, squares, 1)) / 2
 
 
-def scaled_log_norm(x: Scaled) -> jax.Array:
-    """log ||x||_2 of a Scaled, in nats. [...]."""
-    return x.log + log_norm(x.unit)
-
-
 def rescale(log: jax.Array, tree: Any) -> tuple[jax.Array, Any]:
     """Divide a pytree of [B, H] by its largest magnitude per row, and add that to log [B].
 

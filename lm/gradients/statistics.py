@@ -28,7 +28,7 @@ def seed_band(log_norms: np.ndarray, confidence: float = 0.95) -> Band:
     """
     seeds = log_norms.shape[0]
     mean = log_norms.mean(axis=0)
-    if seeds < 2:
+    if seeds < 2 or not np.isfinite(mean).any():
         return Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
     error = log_norms.std(axis=0, ddof=1) / np.sqrt(seeds)
     half = stats.t.ppf(0.5 + confidence / 2, seeds - 1) * error
@@ -56,10 +56,15 @@ def horizon(log_norm: np.ndarray, level: float, reference: int = 1) -> float:
 
     Between lags linearly, so that the curve of W = rho Q gives level / ln rho exactly. The
     reference is lag 1, the first that has been through the recurrence: an LSTM's h at lag 0
-    counts the loss's own gradient, which goes on through c as well. inf where the curve does
-    not fall so far within the lags measured.
+    counts the loss's own gradient, which goes on through c as well.
+
+    Returns:
+      steps; inf where the curve does not fall so far within the lags measured; 0 where it is
+      dead (-inf) at the reference already; NaN where it is not known there.
     """
-    fall = log_norm[reference:] - log_norm[reference] - level
+    if not np.isfinite(log_norm[reference]):
+        return 0.0 if np.isneginf(log_norm[reference]) else float("nan")
+    fall = log_norm[reference:] - (log_norm[reference] + level)
     below = np.flatnonzero(fall <= 0)
     if not len(below):
         return float("inf")
