@@ -1,5 +1,7 @@
 """Strict JAX for every test: no silent promotion of dtype or rank; float64 where asked for."""
 
+import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -8,6 +10,15 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    """One compilation cache for a run of the suite: its workers and the processes they start."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.compilation_cache = tempfile.TemporaryDirectory()
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -183,7 +183,7 @@ def test_evaluate_agrees_with_train_for_any_batch(trained, book):
     for split in ("valid", "test"):
         expected = results[split]["perplexity"]
         assert again[split]["perplexity"] == pytest.approx(expected, rel=1e-5)
-    done = run("evaluate", f"--run={folder}", f"--text={book}")
+    done = call("evaluate", f"--run={folder}", f"--text={book}")
     assert done.returncode == 0
     assert "perplexity" in done.stdout
     assert_one_line(call("evaluate", f"--run={folder}", "--text=nowhere.txt"), "no such file")
@@ -192,7 +192,8 @@ def test_evaluate_agrees_with_train_for_any_batch(trained, book):
 def test_generate_is_reproducible(trained):
     folder, _ = trained
     flags = [f"--run={folder}", "--tokens=20", "--prompt=the cat", "--temperature=0.8"]
-    one, two, other = (run("generate", *flags, f"--seed={s}").stdout for s in (1, 1, 2))
+    one = run("generate", *flags, "--seed=1").stdout
+    two, other = (call("generate", *flags, f"--seed={s}").stdout for s in (1, 2))
     assert one == two != other
     assert one.startswith("the cat ")
     assert len(one.split()) >= 12

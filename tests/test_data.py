@@ -248,7 +248,7 @@ def test_bytes_take_any_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["austin", "no/such/file.txt"])
 def test_unknown_corpora_are_named(name):
-    with pytest.raises(ValueError, match=r"unknown; wanted one of|no such file"):
+    with pytest.raises(ValueError, match=r"unknown; did you mean .austen|no such file"):
         load_corpus(DataConfig(corpus=name))
 
 

@@ -261,7 +261,8 @@ def test_training_starts_near_the_uniform_loss(cell, tied):
     tokens = np.random.default_rng(0).integers(0, 1000, (2, 20, 8)).astype(np.int32)
     batch = Batch(tokens[0], tokens[1], None, np.asarray(True))
     nats = batch_nats(config, params, model.init_carry(config, 8), batch)[0]
-    assert float(nats) == pytest.approx(np.log(1000), rel=0.35 if cell == "irnn" else 0.08)
+    # The identity RNN's state grows with every word, and its scores with the state.
+    assert float(nats) == pytest.approx(np.log(1000), rel=0.6 if cell == "irnn" else 0.08)
 
 
 def test_schedules():
