@@ -35,7 +35,7 @@ install() {
   if nvidia-smi -L >/dev/null 2>&1; then packages+=("jax[cuda12]"); fi
   if command -v uv >/dev/null; then
     [ -d "$venv" ] || uv venv -q --python "$python" "$venv"
-    uv pip install -q --python "$venv/bin/python" "${packages[@]}"
+    uv pip install -q --compile-bytecode --python "$venv/bin/python" "${packages[@]}"
   else
     [ -d "$venv" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install -q --disable-pip-version-check "${packages[@]}"
