@@ -51,6 +51,7 @@ if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
 import dataclasses
+import textwrap
 import time
 
 import jax
@@ -292,10 +293,10 @@ def headline(arrays: dict[str, np.ndarray], cells: tuple[str, ...], lag: int = 5
             continue
         mean = arrays[f"{cell}/trained/lag_h"].mean(axis=(0, 2))
         lag = min(lag, len(mean) - 1)
-        shrunk.append(
-            f"{format_factor((mean[1] - mean[lag]) / np.log(10))} in the {CELLS[cell].name}"
-        )
-    return f"From 1 word back to {lag}, a trained network's gradient shrinks " + ", ".join(shrunk)
+        shrunk.append(f"{format_factor((mean[1] - mean[lag]) / np.log(10))} ({CELLS[cell].name})")
+    if not shrunk:
+        return "No trained network to measure: every seed diverged"
+    return f"{lag} words back, the trained gradient has shrunk " + ", ".join(shrunk)
 
 
 def format_factor(log10: float) -> str:
@@ -363,7 +364,8 @@ def plot(folder: Path) -> list[Path]:
     figures.label_log10(left)
     figures.label_log10(right)
     left.legend(fontsize=9, loc="lower left")
-    figure.suptitle(headline(arrays, cells), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    title = textwrap.fill(headline(arrays, cells), 100)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     figure.supxlabel(
         f"geometric mean over {rows} stretches of {stored['data']['corpus']}, "
         f"95 % t band over {seeds} seeds; hidden size {stored['model']['hidden_size']}, "
