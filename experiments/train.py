@@ -52,6 +52,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from experiments import figures, run_folder
@@ -258,22 +259,16 @@ def plot(folder: Path) -> list[Path]:
     stored = run_folder.read_json(folder / "config.json")["config"]
     cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
     figure, (axis,) = figures.new_figure(1, width=8)
-    trained = [(line["step"], perplexity(line["loss"])) for line in lines if "loss" in line]
-    valid = [(line["step"], line["valid"]) for line in lines if "valid" in line]
-    axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.5, label="training")
-    axis.plot(
-        *zip(*valid, strict=True),
-        "o-",
-        color="#000000",
-        label="validation, whole text",
-        markersize=5,
-    )
+    trained = [(line["step"], line["loss"] / np.log(10)) for line in lines if "loss" in line]
+    valid = [(line["step"], np.log10(float(line["valid"]))) for line in lines if line.get("valid")]
+    axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.6, label="training")
+    axis.plot(*zip(*valid, strict=True), "o-", color="#000000", label="validation, whole text")
     axis.set(
         title=f"{CELLS[cell].name} on {Path(corpus).name}, SGD",
         xlabel="step",
         ylabel="perplexity, exp(nats per token)",
-        yscale="log",
     )
+    figures.label_log10(axis)
     axis.legend()
     return figures.save(figure, folder / "figures", "perplexity")
 
