@@ -51,6 +51,7 @@ if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
 import dataclasses
+import sys
 import textwrap
 import time
 
@@ -76,6 +77,7 @@ from lm.optim import Hyper, make_schedule
 from lm.train import NotFiniteError, init_state, make_block, run_blocks
 
 STAGES = ("init", "trained")
+UNITS = {"word": "word", "whitespace": "word", "char": "character", "byte": "byte"}
 STEPS_PER_DISPATCH = 40
 
 
@@ -99,6 +101,9 @@ def run(config: Config) -> Path:
     folder = run_folder.create(config.run, "gradient_flow")
     run_folder.write_vocabulary(folder, corpus.vocabulary)
     run_folder.write_start(folder, config, {"name": corpus.name, "sha256": corpus.sha256})
+    note_line = overlap_note(len(corpus.splits["valid"]), config.lags, config.windows)
+    if note_line:
+        print(note_line, file=sys.stderr)
     arrays: dict[str, np.ndarray] = {"lengths": np.asarray(lengths(config.lags))}
     started = time.monotonic()
     total = steps * config.seeds * len(config.cells)
@@ -113,7 +118,7 @@ def run(config: Config) -> Path:
     )
     paths = plot(folder)
     print(format_table(summary, config.lags))
-    print(f"\n{headline(arrays, config.cells)}")
+    print(f"\n{headline(arrays, config.cells, UNITS[corpus.vocabulary.level])}")
     print(f"run: {folder}    figure: {paths[0]}    {time.monotonic() - started:.0f} s")
     return folder
 
@@ -216,6 +221,16 @@ def cut_windows(tokens: np.ndarray, time: int, count: int) -> tuple[np.ndarray, 
     return rows[:-1], rows[1:]
 
 
+def overlap_note(tokens: int, time: int, count: int) -> str:
+    """A line that says when the stretches are nearly the same text; empty when they are not."""
+    if count == 1 or (tokens - time - 1) / (count - 1) >= time / 2:
+        return ""
+    return (
+        f"gradient_flow: stretches of {time} overlap by more than half in a validation text of "
+        f"{tokens}; give more text, or lower --lags or --windows"
+    )
+
+
 def lengths(lags: int) -> tuple[int, ...]:
     """Sequence lengths measured: 2 to `lags`, two an octave. (T = 1 has no gradient.)"""
     steps = int(np.log2(lags / 2) * 2) + 1
@@ -285,7 +300,9 @@ def format_horizon(steps: float, lags: int) -> str:
     return f"{steps:.1f}" if np.isfinite(steps) else f">{lags - 2}"
 
 
-def headline(arrays: dict[str, np.ndarray], cells: tuple[str, ...], lag: int = 50) -> str:
+def headline(
+    arrays: dict[str, np.ndarray], cells: tuple[str, ...], unit: str, lag: int = 50
+) -> str:
     """What the picture shows, in a sentence."""
     shrunk = []
     for cell, stage in measured(cells, arrays):
@@ -296,7 +313,7 @@ def headline(arrays: dict[str, np.ndarray], cells: tuple[str, ...], lag: int = 5
         shrunk.append(f"{format_factor((mean[1] - mean[lag]) / np.log(10))} ({CELLS[cell].name})")
     if not shrunk:
         return "No trained network to measure: every seed diverged"
-    return f"{lag} words back, the trained gradient has shrunk " + ", ".join(shrunk)
+    return f"{lag} {unit}s back, the trained gradient has shrunk " + ", ".join(shrunk)
 
 
 def format_factor(log10: float) -> str:
@@ -317,6 +334,7 @@ def plot(folder: Path) -> list[Path]:
     stored = run_folder.read_json(folder / "config.json")["config"]
     arrays = run_folder.read_arrays(folder / "results.npz")
     cells = tuple(stored["cells"])
+    unit = UNITS[run_folder.read_vocabulary(folder).level]
     figure, (left, right) = figures.new_figure(2)
     for index, (cell, stage) in enumerate(measured(cells, arrays)):
         rms = arrays[f"{cell}/{stage}/input_rms"].mean()
@@ -337,13 +355,13 @@ def plot(folder: Path) -> list[Path]:
         figures.plot_band(right, arrays["lengths"], *band, **line)
     seeds, rows = arrays[f"{cells[0]}/init/lag_h"].shape[::2]
     left.set(
-        title="How much of the last word's loss reaches back",
-        xlabel="lag: words before the last",
+        title=f"How much of the last {unit}'s loss reaches back",
+        xlabel=f"lag: {unit}s before the last",
         ylabel=r"$\Vert\partial L_T / \partial h_{T-\mathrm{lag}}\Vert$, relative to lag 1",
     )
     right.set(
         title="What the recurrent weights learn from a longer text",
-        xlabel="sequence length T (words)",
+        xlabel=f"sequence length T ({unit}s)",
         ylabel=r"$\Vert\partial L_T / \partial W_h\Vert$",
         xscale="log",
     )
@@ -364,11 +382,12 @@ def plot(folder: Path) -> list[Path]:
     figures.label_log10(left)
     figures.label_log10(right)
     left.legend(fontsize=9, loc="lower left")
-    title = textwrap.fill(headline(arrays, cells), 100)
+    title = textwrap.fill(headline(arrays, cells, unit), 100)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    band_note = f"95 % t band over {seeds} seeds" if seeds > 1 else "one seed, no band"
     figure.supxlabel(
         f"geometric mean over {rows} stretches of {stored['data']['corpus']}, "
-        f"95 % t band over {seeds} seeds; hidden size {stored['model']['hidden_size']}, "
+        f"{band_note}; hidden size {stored['model']['hidden_size']}, "
         f"SGD, global-norm clip {stored['optim']['clip']}",
         fontsize=8.5,
         color="#555555",

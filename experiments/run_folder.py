@@ -159,10 +159,10 @@ def read_config(folder: Path, config_class: type[Config]) -> Config:
     try:
         stored = read_json(folder / "config.json")["config"]
         return from_dict(config_class, stored)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(
-            f"{folder}/config.json does not fit this program ({error}); wanted a run made by "
-            f"{config_class.__module__.split('.')[-1]}"
+            f"{folder} holds no run of train, or one of another version; wanted the folder that "
+            "./launch.sh train made"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """Train a recurrent language model on any text, word after word, with SGD.
 
-J = mean over tokens of the cross-entropy of the next word; perplexity = exp(J). Prints and
-logs the perplexity of the validation text after each epoch and of the test text at the end.
+J = mean over tokens of the cross-entropy of the next word; perplexity = exp(J). Logs and draws
+the perplexity of the validation text after each epoch; prints both texts' at the end.
 
     ./launch.sh train                                     Austen, LSTM, a few minutes
     ./launch.sh train --corpus=my_book.txt --cell=gru --run=runs/my_book
@@ -95,7 +95,8 @@ def run(config: Config) -> Path:
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state, finished = train(config, corpus, batches, folder, checkpoints)
     if not finished:
-        print(f"stopped at step {int(state.step)}; go on with --run={folder} --resume")
+        again = f"./launch.sh train --run={folder} --resume"
+        print(f"stopped at step {int(state.step)}; go on with: {again}")
         return folder
     evaluate = make_evaluate(config, corpus)
     rows = {split: evaluate(state.params, split) for split in ("valid", "test")}

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from command_line import ROOT, TINY, assert_one_line, call, run, write_book
 
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, gradient_flow
 
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     return write_book(tmp_path_factory.mktemp("text"))
+
+
+def test_windows_that_overlap_are_said():
+    assert not gradient_flow.overlap_note(1000, 100, 5)
+    assert not gradient_flow.overlap_note(42_371, 128, 128)
+    assert "overlap" in gradient_flow.overlap_note(144, 128, 128)
+    with pytest.raises(ValueError, match="lags is 150"):
+        gradient_flow.cut_windows(np.arange(144), 150, 8)
 
 
 @pytest.fixture(scope="module")
