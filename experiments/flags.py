@@ -19,6 +19,8 @@ from lm.tables import unknown_name
 
 Config = TypeVar("Config")
 
+# Full float32 on every backend, where the default of a GPU or TPU rounds the inputs.
+MATMUL_PRECISION = "highest"
 WRONG_USE = 2  # exit status of a mistake that the user can mend
 
 
@@ -145,8 +147,7 @@ def main(config_class: type[Config], run: Callable[[Config], object], doc: str |
     config = parse(config_class, sys.argv[1:], program, doc or "")
     import jax  # not before: --help answers without it
 
-    # Full float32 on every backend, where the default of a GPU or TPU rounds the inputs.
-    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     try:
         run(config)
     except (ValueError, OSError, ArithmeticError) as error:

@@ -322,6 +322,8 @@ def format_factor(log10: float) -> str:
         return "by an unknown factor"
     if np.isinf(log10):
         return "to nothing"
+    if log10 >= 15:
+        return f"10^{log10:.0f} times"
     for exponent, word in ((12, "trillion"), (9, "billion"), (6, "million"), (0, "")):
         if log10 >= exponent:
             value = float(f"{10 ** (log10 - exponent):.2g}")

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from experiments import flags
 from lm.data.vocabulary import Vocabulary
 
 Config = TypeVar("Config")
@@ -140,7 +141,7 @@ def write_start(folder: Path, config: Any, corpus: Mapping[str, Any]) -> None:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cpu_cores": os.cpu_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        "matmul_precision": flags.MATMUL_PRECISION,
         "commit": git_commit(),
         "corpus": dict(corpus),
     }
