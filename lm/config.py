@@ -83,6 +83,13 @@ class ModelConfig:
     embedding_size: int = option(128, "units of a word's embedding", least=1, most=65536)
     tied: bool = option(False, "use the embedding as the softmax weights too")
     forget_bias: float = option(1.0, "bias that the LSTM's forget gate starts at")
+    chrono: int = option(
+        0,
+        "longest time to be remembered, in steps: forget and input gates start spread over time "
+        "scales up to it (chrono initialisation), in place of forget_bias; 0: none",
+        least=0,
+        most=10**9,
+    )
     input_scale: float = option(
         1.0,
         "standard deviation of the embeddings, the cell's input, at the start (tied: of "
@@ -99,6 +106,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.chrono == 1:
+            raise ValueError(
+                "chrono is 1; wanted a longest time of at least 2 steps, or 0 for none"
+            )
         if self.init == "uniform" and (self.input_scale, self.recurrent_gain) != (1.0, 1.0):
             raise ValueError(
                 "init is uniform, which draws every weight from U(-init_range, init_range); wanted "

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.cells import CELLS
-from lm.cells.cell import Cell, CellParams, forget_bias_vector, init_params
+from lm.cells.cell import Cell, CellParams, gate_bias_vector, init_params
 from lm.config import ModelConfig
 from lm.recurrence import unroll
 
@@ -54,6 +54,7 @@ def init(
             hidden,
             forget_bias=bias,
             recurrent_gain=config.recurrent_gain,
+            chrono=config.chrono,
             dtype=dtype,
         )
         for k, size in zip(jax.random.split(key_layers, config.layers), sizes, strict=True)
@@ -69,16 +70,22 @@ def init(
         jnp.zeros(vocabulary, dtype),
     )
     if config.init == "uniform":
-        return init_uniform(key_uniform, cell, params, config.init_range, bias)
+        return init_uniform(key_uniform, cell, params, config.init_range, bias, config.chrono)
     return params
 
 
 def init_uniform(
-    key: jax.Array, cell: Cell, like: Params, bound: float, forget_bias: jax.Array | float
+    key: jax.Array,
+    cell: Cell,
+    like: Params,
+    bound: float,
+    forget_bias: jax.Array | float,
+    chrono: int = 0,
 ) -> Params:
-    """Every weight from U(-bound, bound), forget bias added. Source: Zaremba et al. 2014."""
+    """Every weight from U(-bound, bound), gate biases added. Source: Zaremba et al. 2014."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
+    bias_keys = jax.random.split(jax.random.fold_in(key, len(leaves)), len(like.layers))
     drawn = jax.tree.unflatten(
         treedef,
         [
@@ -88,9 +95,10 @@ def init_uniform(
     )
     layers = tuple(
         layer._replace(
-            b=layer.b + forget_bias_vector(cell, layer.w_h.shape[0], forget_bias, layer.b.dtype)
+            b=layer.b
+            + gate_bias_vector(k, cell, layer.w_h.shape[0], forget_bias, chrono, layer.b.dtype)
         )
-        for layer in drawn.layers
+        for k, layer in zip(bias_keys, drawn.layers, strict=True)
     )
     return drawn._replace(layers=layers)
 
@@ -107,6 +115,7 @@ def apply(
     carry: Carry,
     tokens: jax.Array,
     mask: jax.Array | None = None,
+    gauges: tuple[jax.Array, ...] | None = None,
 ) -> tuple[Carry, jax.Array]:
     """Hidden states of the last layer.
 
@@ -114,6 +123,7 @@ def apply(
       carry: one state a layer.
       tokens: int [T, B], each in [0, V).
       mask: bool [T, B], False on padding, or None.
+      gauges: zeros [T] for each layer, whose gradients are log ||dL/dz_t||; or None.
 
     Returns:
       (carry after the last token, h [T, B, H]).
@@ -121,8 +131,9 @@ def apply(
     cell = CELLS[config.cell]
     h = jnp.take(params.embedding, tokens, axis=0)  # [T, B, D]
     last = []
-    for layer, state in zip(params.layers, carry, strict=True):
-        state, h = unroll(cell, layer, state, h, mask)
+    readings = gauges or (None,) * len(params.layers)
+    for layer, state, gauge in zip(params.layers, carry, readings, strict=True):
+        state, h = unroll(cell, layer, state, h, mask, gauge=gauge)
         last.append(state)
     return tuple(last), h
 

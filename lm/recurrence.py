@@ -13,6 +13,7 @@ Masks: where mask[t, b] is False the state passes through step t unchanged, so a
 sentence leaves the state that the unpadded one leaves, and no gradient enters the padding.
 
 Probes: a zero added to every state. Its gradient is dL/ds_t, at no cost when not asked for.
+Gauges: zeros whose gradient is the norm of what the backward pass carries, for live monitoring.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
+from lm.log_space import log_norm
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -44,6 +46,7 @@ def unroll(
     x: jax.Array,
     mask: jax.Array | None = None,
     probe: Any = None,
+    gauge: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """Run `cell` over a sequence.
 
@@ -55,6 +58,8 @@ def unroll(
       probe: a state of zeros with fields [T, B, H]; its gradient is dL/ds_t, the total
         derivative with respect to each field as it enters step t + 1 and the output
         (for an LSTM's c: not through h_t, which is a field of its own).
+      gauge: zeros [T]; its gradient is log ||dL/dz_t|| over batch and gates, in nats, read
+        off the backward pass as it goes by.
 
     Returns:
       (s_T, h): the last state and all outputs [T, B, H], 0 on padding.
@@ -64,6 +69,8 @@ def unroll(
     """
     check_shapes(cell, params, state, x, mask)
     z = project(x, params.w_x, params.b)
+    if gauge is not None:
+        z = read_cotangent(z, gauge)
     last, h = recur(cell, params.w_h, params.vectors, state, z, mask, probe)
     return last, h if mask is None else jnp.where(mask[..., None], h, jnp.zeros_like(h))
 
@@ -75,6 +82,23 @@ def project(x: jax.Array, w_x: jax.Array, b: jax.Array) -> jax.Array:
     """
     time, batch, size = x.shape
     return (x.reshape(time * batch, size) @ w_x + b[None, :]).reshape(time, batch, -1)
+
+
+@jax.custom_vjp
+def read_cotangent(z: jax.Array, gauge: jax.Array) -> jax.Array:
+    """z itself; the gradient of `gauge` [T] is the log norm of z's cotangent, step by step."""
+    return z
+
+
+def _read_forward(z: jax.Array, gauge: jax.Array) -> tuple[jax.Array, None]:
+    return z, None
+
+
+def _read_backward(_: None, d_z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return d_z, log_norm(d_z.reshape(d_z.shape[0], -1))
+
+
+read_cotangent.defvjp(_read_forward, _read_backward)
 
 
 def run_forward(

@@ -6,6 +6,7 @@ Gradients stop where a chunk of truncated BPTT starts: the state that enters it 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -35,11 +36,12 @@ class TrainState:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What one step measured, each a float32 scalar."""
+    """What one step measured, each a float32 scalar unless said."""
 
     nats: jax.Array  # sum over the batch
     tokens: jax.Array
     grad_norm: jax.Array  # global L2 norm, before clipping
+    log_delta: jax.Array | None = None  # log ||dL/dz_t|| of each layer, t = 1 .. T, nats [L, T]
 
 
 # (state, hyper, batches) -> (state, metrics of each step, whether all parameters are finite)
@@ -69,14 +71,18 @@ def init_state(
 
 
 def batch_nats(
-    config: ModelConfig, params: model.Params, carry: model.Carry, batch: Any
+    config: ModelConfig,
+    params: model.Params,
+    carry: model.Carry,
+    batch: Any,
+    gauges: tuple[jax.Array, ...] | None = None,
 ) -> tuple[jax.Array, tuple[model.Carry, jax.Array, jax.Array]]:
     """Mean nats per token of a batch, the loss J.
 
     Returns:
       (J, (carry after the batch, sum of nats, tokens)).
     """
-    carry, h = model.apply(config, params, carry, batch.inputs, batch.mask)
+    carry, h = model.apply(config, params, carry, batch.inputs, batch.mask, gauges)
     weights = jnp.ones(batch.targets.shape) if batch.mask is None else batch.mask
     weights = weights.reshape(-1).astype(h.dtype)
     tokens = weights.sum()
@@ -97,11 +103,18 @@ def train_step(
     state: TrainState,
     hyper: Hyper,
     batch: Any,
+    *,
+    log_gradient_flow: bool = False,
 ) -> tuple[TrainState, StepMetrics]:
-    """One SGD step. `batch` is a Batch without a leading axis."""
+    """One SGD step. `batch` is a Batch without a leading axis.
+
+    Args:
+      log_gradient_flow: read log ||dL/dz_t|| off the backward pass, for StepMetrics.log_delta.
+    """
     carry = jax.tree.map(lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), state.carry)
-    loss = jax.value_and_grad(batch_nats, argnums=1, has_aux=True)
-    (_, (carry, nats, tokens)), grads = loss(config, state.params, carry, batch)
+    loss = jax.value_and_grad(batch_nats, argnums=(1, 4), has_aux=True)
+    gauges = (jnp.zeros(len(batch.inputs)),) * config.layers if log_gradient_flow else None
+    (_, (carry, nats, tokens)), (grads, read) = loss(config, state.params, carry, batch, gauges)
     optimizer = make_optimizer(optim, hyper, schedule)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     state = state.replace(  # type: ignore[attr-defined]
@@ -110,10 +123,17 @@ def train_step(
         opt_state=opt_state,
         carry=carry,
     )
-    return state, StepMetrics(nats=nats, tokens=tokens, grad_norm=global_norm(grads))
+    log_delta = jnp.stack(read) if log_gradient_flow else None
+    return state, StepMetrics(nats, tokens, global_norm(grads), log_delta)
 
 
-def make_block(config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule) -> Block:
+def make_block(
+    config: ModelConfig,
+    optim: OptimConfig,
+    schedule: optax.Schedule,
+    *,
+    log_gradient_flow: bool = False,
+) -> Block:
     """Compile many steps into one dispatch, a Block.
 
     The state is donated: use the one that comes back.
@@ -122,9 +142,8 @@ def make_block(config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule
     def block(
         state: TrainState, hyper: Hyper, batches: Any
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
-        state, metrics = lax.scan(
-            lambda s, batch: train_step(config, optim, schedule, s, hyper, batch), state, batches
-        )
+        one_step = partial(train_step, config, optim, schedule, log_gradient_flow=log_gradient_flow)
+        state, metrics = lax.scan(lambda s, batch: one_step(s, hyper, batch), state, batches)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
         return state, metrics, jnp.all(jnp.stack(finite))
 

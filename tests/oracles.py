@@ -38,8 +38,55 @@ def gru_step(p, s, x):
     return {"h": (1 - z) * new + z * s["h"]}
 
 
-STEPS = {"rnn": rnn_step, "irnn": irnn_step, "lstm": lstm_step, "gru": gru_step}
-FIELDS = {"rnn": ("h",), "irnn": ("h",), "lstm": ("c", "h"), "gru": ("h",)}
+def greff_gates(p, s, x, gates):
+    """f, i, o and g of Greff et al. 2015 without peepholes; a gate without a column is 1."""
+    n = s["h"].shape[-1]
+    a = x @ p["w_x"] + p["b"] + s["h"] @ p["w_h"]
+    column = {name: a[:, k * n : (k + 1) * n] for k, name in enumerate(gates)}
+    f = sigmoid(column["f"]) if "f" in column else 1.0
+    i = sigmoid(column["i"]) if "i" in column else 1.0
+    return f, i, sigmoid(column["o"]), np.tanh(column["g"])
+
+
+def no_input_gate_step(p, s, x):
+    """Greff et al. 2015, NIG; columns f, o, g."""
+    f, _, o, g = greff_gates(p, s, x, "fog")
+    c = f * s["c"] + g
+    return {"c": c, "h": o * np.tanh(c)}
+
+
+def no_forget_gate_step(p, s, x):
+    """Greff et al. 2015, NFG: Hochreiter & Schmidhuber 1997; columns i, o, g."""
+    _, i, o, g = greff_gates(p, s, x, "iog")
+    c = s["c"] + i * g
+    return {"c": c, "h": o * np.tanh(c)}
+
+
+def coupled_step(p, s, x):
+    """Greff et al. 2015, CIFG, i = 1 - f; columns f, o, g."""
+    f, _, o, g = greff_gates(p, s, x, "fog")
+    c = f * s["c"] + (1 - f) * g
+    return {"c": c, "h": o * np.tanh(c)}
+
+
+STEPS = {
+    "rnn": rnn_step,
+    "irnn": irnn_step,
+    "lstm": lstm_step,
+    "gru": gru_step,
+    "nig": no_input_gate_step,
+    "nfg": no_forget_gate_step,
+    "cifg": coupled_step,
+}
+FIELDS = {
+    "rnn": ("h",),
+    "irnn": ("h",),
+    "lstm": ("c", "h"),
+    "gru": ("h",),
+    "nig": ("c", "h"),
+    "nfg": ("c", "h"),
+    "cifg": ("c", "h"),
+}
 
 
 def unroll(cell, p, s, xs, mask=None):

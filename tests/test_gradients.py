@@ -13,7 +13,6 @@ from lm.cells.cell import CellParams, init_params, make_cell
 from lm.cells.rnn import RNNState
 from lm.config import ModelConfig
 from lm.gradients.flow import measure_lags, measure_layer_lags, measure_lengths
-from lm.gradients.log_space import common_scale, log_norm
 from lm.gradients.statistics import (
     E_FOLD,
     FLOAT32_EPSILON,
@@ -21,6 +20,7 @@ from lm.gradients.statistics import (
     seed_band,
     slope_per_step,
 )
+from lm.log_space import common_scale, log_norm
 from lm.recurrence import as_step
 
 LINEAR = make_cell("linear RNN", ("h",), RNNState, lambda vectors, state, z, u: RNNState(z + u))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_cells import B, D, H, T, random_layer, to_oracle
 
 from lm.cells import CELLS
-from lm.recurrence import as_step, unroll, unroll_step
+from lm.recurrence import as_step, project, recur, unroll, unroll_step
 
 MASK = np.arange(T)[:, None] < np.array([T, 3, 1])[None]  # [T, B]
 
@@ -194,3 +194,22 @@ def test_shapes_that_do_not_fit_are_named(change, words):
     with pytest.raises(ValueError) as error:
         unroll(CELLS["lstm"], *change(params, state, x, jnp.asarray(MASK)))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gauge_reads_the_cotangent_that_goes_by(name, x64):
+    """Its gradient is log ||dL/dz_t||; nothing else changes."""
+    cell = CELLS[name]
+    params, state, x = random_layer(cell)
+
+    def loss(params, gauge, shift):
+        z = project(x, params.w_x, params.b) + shift
+        if gauge is None:
+            return jnp.sum(recur(cell, params.w_h, params.vectors, state, z, None, None)[1] ** 2)
+        return jnp.sum(unroll(cell, params, state, x, gauge=gauge)[1] ** 2)
+
+    shift = jnp.zeros((*x.shape[:2], params.w_x.shape[1]))
+    plain, d_z = jax.grad(loss, argnums=(0, 2))(params, None, shift)
+    gauged, read = jax.grad(loss, argnums=(0, 1))(params, jnp.zeros(len(x)), shift)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), plain, gauged)
+    np.testing.assert_allclose(np.exp(read), np.linalg.norm(d_z, axis=(1, 2)), rtol=1e-12)

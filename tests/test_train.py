@@ -308,3 +308,24 @@ def test_samples_follow_the_model():
     np.testing.assert_array_equal(drawn, again)
     cold = sample(SMALL, params, jax.random.key(1), prompt, 50, jnp.float32(0))
     np.testing.assert_array_equal(cold, V - 1)
+
+
+def test_logging_gradient_flow_changes_no_parameter():
+    """The gauge only reads; a step's delta norms are those of plain autodiff."""
+    batches = StreamBatches(TOKENS, 4, 6)
+    hyper = Hyper(jnp.float32(0.5), jnp.float32(1.0))
+    schedule = make_schedule(OptimConfig(), batches.steps_per_epoch, 3)
+    found = []
+    for flag in (False, True):
+        block = make_block(SMALL, OptimConfig(), schedule, log_gradient_flow=flag)
+        state = init_state(jax.random.key(0), SMALL, OptimConfig(), V, 4)
+        found.append(block(state, hyper, batches.block(0, 3))[:2])
+    (plain, without), (logged, metrics) = found
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        plain.params,
+        logged.params,
+    )
+    assert without.log_delta is None
+    assert metrics.log_delta.shape == (3, SMALL.layers, 6)
+    assert np.all(np.isfinite(metrics.log_delta))

@@ -9,5 +9,8 @@ CELLS: LazyTable = LazyTable(
         "irnn": ("lm.cells.rnn", "IDENTITY_RNN"),
         "lstm": ("lm.cells.lstm", "LSTM"),
         "gru": ("lm.cells.gru", "GRU"),
+        "nig": ("lm.cells.lstm_variants", "NO_INPUT_GATE"),
+        "nfg": ("lm.cells.lstm_variants", "NO_FORGET_GATE"),
+        "cifg": ("lm.cells.lstm_variants", "COUPLED"),
     },
 )

@@ -53,6 +53,10 @@ class Cell:
       linearize: (vectors, state, z, u) -> (state, tape): `gate`, and its derivative
         coefficients. Defaults to `jax.vjp` of `gate`; written by hand it can store less.
       pull_back: (tape, cotangent of the new state) -> Pulled. Goes with `linearize`.
+      activations: (vectors, state, z, u) -> the gates' activations by name, each [B, H], for
+        looking at; None where there are no gates to look at.
+      d_carousel: (tape, cotangent of the new state) -> dL/dc_t [B, H], the path through the
+        step's own h_t included. None where there is no c.
       forget_gate: the gate that `forget_bias` is added to, or None.
       vectors: how many elementwise parameter vectors `gate` takes; they start at 0.
       recurrent_init: "orthogonal" or "identity": how W_h starts, gate by gate.
@@ -66,6 +70,8 @@ class Cell:
     gate: Callable[[Vectors, Any, jax.Array, jax.Array], Any]
     linearize: Callable[[Vectors, Any, jax.Array, jax.Array], tuple[Any, Tape]]
     pull_back: Callable[[Tape, Any], Pulled]
+    activations: Callable[[Vectors, Any, jax.Array, jax.Array], dict[str, jax.Array]] | None = None
+    d_carousel: Callable[[Tape, Any], jax.Array] | None = None
     forget_gate: str | None = None
     vectors: int = 0
     recurrent_init: str = "orthogonal"
@@ -117,6 +123,7 @@ def init_params(
     *,
     forget_bias: jax.Array | float = 1.0,
     recurrent_gain: jax.Array | float = 1.0,
+    chrono: int = 0,
     dtype: Any = jnp.float32,
 ) -> CellParams:
     """Variance-preserving start: W_x ~ N(0, 1/D); W_h = gain * Q gate by gate; biases 0.
@@ -125,13 +132,14 @@ def init_params(
       key: a typed PRNG key.
       forget_bias: added to the bias of `cell.forget_gate`; ignored by cells without one.
       recurrent_gain: multiplies W_h. Both may be traced.
+      chrono: T_max of chrono initialisation, which takes the place of `forget_bias`; 0: none.
       dtype: of the parameters.
 
     Source: Saxe et al. 2014 (orthogonal), Le et al. 2015 arXiv:1504.00941 (identity),
     Jozefowicz et al. 2015 (forget bias 1).
     """
     gates = len(cell.gates)
-    key_x, key_h = jax.random.split(key)
+    key_x, key_h, key_b = jax.random.split(key, 3)
     w_x = jax.random.normal(key_x, (input_size, gates * hidden), dtype) / input_size**0.5
     if cell.recurrent_init == "identity":
         blocks = [jnp.eye(hidden, dtype=dtype)] * gates
@@ -140,7 +148,7 @@ def init_params(
             jax.random.orthogonal(k, hidden, dtype=dtype) for k in jax.random.split(key_h, gates)
         ]
     w_h = jnp.concatenate(blocks, axis=1) * jnp.asarray(recurrent_gain, dtype)
-    b = forget_bias_vector(cell, hidden, forget_bias, dtype)
+    b = gate_bias_vector(key_b, cell, hidden, forget_bias, chrono, dtype)
     return CellParams(w_x, w_h, b, tuple(jnp.zeros(hidden, dtype) for _ in range(cell.vectors)))
 
 
@@ -153,3 +161,42 @@ def forget_bias_vector(
         return b
     start = cell.gates.index(cell.forget_gate) * hidden
     return b.at[start : start + hidden].set(jnp.asarray(forget_bias, dtype))
+
+
+def chrono_bias_vector(
+    key: jax.Array, cell: Cell, hidden: int, longest: int, dtype: Any
+) -> jax.Array:
+    """A bias [K] with b_f = log(U[1, longest - 1]) and b_i = -b_f, 0 elsewhere.
+
+    With inputs at 0 the forget gate's time scale 1 / (1 - f) is then uniform on [2, longest]
+    steps. Cells without an input gate get b_f alone, cells without a forget gate nothing.
+
+    Source: Tallec & Ollivier 2018 (arXiv:1804.11188), equation 16.
+
+    Args:
+      longest: T_max, the longest time to be remembered, in steps, at least 2.
+
+    Raises:
+      ValueError: `longest` below 2.
+    """
+    if longest < 2:
+        raise ValueError(f"chrono is {longest}; wanted T_max, at least 2 steps, or 0 for none")
+    b_f = jnp.log(jax.random.uniform(key, (hidden,), dtype, 1, longest - 1))
+    if cell.forget_gate is None:
+        return jnp.zeros(len(cell.gates) * hidden, dtype)
+    parts = {cell.forget_gate: b_f, "i": -b_f}
+    return jnp.concatenate([parts.get(gate, jnp.zeros_like(b_f)) for gate in cell.gates])
+
+
+def gate_bias_vector(
+    key: jax.Array,
+    cell: Cell,
+    hidden: int,
+    forget_bias: jax.Array | float,
+    chrono: int,
+    dtype: Any,
+) -> jax.Array:
+    """The bias [K] at the start: chrono's where T_max is given, else the forget bias."""
+    if chrono:
+        return chrono_bias_vector(key, cell, hidden, chrono, dtype)
+    return forget_bias_vector(cell, hidden, forget_bias, dtype)

@@ -36,16 +36,23 @@ def gate(vectors: Vectors, state: GRUState, z: jax.Array, u: jax.Array) -> GRUSt
     return linearize(vectors, state, z, u)[0]
 
 
-def linearize(
+def activations(
     vectors: Vectors, state: GRUState, z: jax.Array, u: jax.Array
-) -> tuple[GRUState, GRUTape]:
+) -> dict[str, jax.Array]:
+    """Reset gate, update gate and candidate, each [B, H]."""
     (b_n,) = vectors
     z_r, z_q, z_n = split_gates(z, 3)
     u_r, u_q, u_n = split_gates(u, 3)
     r, q = jax.nn.sigmoid(z_r + u_r), jax.nn.sigmoid(z_q + u_q)
-    n = jnp.tanh(z_n + r * (u_n + b_n[None, :]))
+    return {"r": r, "q": q, "n": jnp.tanh(z_n + r * (u_n + b_n[None, :]))}
+
+
+def linearize(
+    vectors: Vectors, state: GRUState, z: jax.Array, u: jax.Array
+) -> tuple[GRUState, GRUTape]:
+    r, q, n = activations(vectors, state, z, u).values()
     tape = GRUTape(
-        r=(u_n + b_n[None, :]) * r * (1 - r),
+        r=(split_gates(u, 3)[2] + vectors[0][None, :]) * r * (1 - r),
         q=(state.h - n) * q * (1 - q),
         n=(1 - q) * (1 - n * n),
         reset=r,
@@ -73,6 +80,7 @@ GRU = Cell(
     gate,
     linearize,
     pull_back,
+    activations,
     vectors=1,
     learning_rate=20.0,
 )

@@ -44,6 +44,13 @@ def activate(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     return jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jax.nn.sigmoid(a_o), jnp.tanh(a_g)
 
 
+def activations(
+    vectors: Vectors, state: LSTMState, z: jax.Array, u: jax.Array
+) -> dict[str, jax.Array]:
+    """The four gates by name, each [B, H]."""
+    return dict(zip(("i", "f", "o", "g"), activate(z + u), strict=True))
+
+
 def linearize(
     vectors: Vectors, state: LSTMState, z: jax.Array, u: jax.Array
 ) -> tuple[LSTMState, LSTMTape]:
@@ -62,8 +69,13 @@ def linearize(
     return LSTMState(c, o * tanh_c), tape
 
 
+def d_cell_state(tape: LSTMTape, d_state: LSTMState) -> jax.Array:
+    """dL/dc_t in total: through c_{t+1}, and through h_t."""
+    return d_state.c + d_state.h * tape.h
+
+
 def pull_back(tape: LSTMTape, d_state: LSTMState) -> Pulled:
-    d_c = d_state.c + d_state.h * tape.h
+    d_c = d_cell_state(tape, d_state)
     delta = jnp.concatenate([d_c * tape.i, d_c * tape.f, d_state.h * tape.o, d_c * tape.g], axis=-1)
     return Pulled((), LSTMState(d_c * tape.c, jnp.zeros_like(d_c)), delta, delta)
 
@@ -75,6 +87,8 @@ LSTM = Cell(
     gate,
     linearize,
     pull_back,
+    activations,
+    d_carousel=d_cell_state,
     forget_gate="f",
     learning_rate=20.0,
 )

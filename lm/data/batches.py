@@ -174,3 +174,17 @@ def make_batches(
     if batching == "sentences":
         return SentenceBatches(tokens, batch_size, length, seed)
     return StreamBatches(tokens, batch_size, length)
+
+
+def cut_windows(tokens: np.ndarray, time: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` stretches of text, evenly spread: inputs and targets, int32 [T, windows].
+
+    Raises:
+      ValueError: the text is shorter than one stretch.
+    """
+    spare = len(tokens) - (time + 1)
+    if spare < 0:
+        raise ValueError(f"lags is {time}; wanted fewer than the {len(tokens)} tokens of the text")
+    starts = np.unique(np.linspace(0, spare, count).astype(int))
+    rows = np.stack([tokens[start : start + time + 1] for start in starts], axis=1)
+    return rows[:-1], rows[1:]

@@ -17,7 +17,7 @@ from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams
 from lm.config import ModelConfig
-from lm.gradients.log_space import Scaled, common_scale, log_norm, rescale
+from lm.log_space import Scaled, common_scale, log_norm, rescale
 from lm.recurrence import Trace, previous_h, project, pull_back_step, run_forward
 
 LANE_BYTES = 512 * 2**20  # most memory for the backward passes that `measure_lengths` runs at once
@@ -28,6 +28,7 @@ class Flow(NamedTuple):
 
     log_norms: Any  # the cell's state: log ||dL/ds_t|| a field, [T, B], t = 1 .. T
     log_norm_state: jax.Array  # of all fields jointly [T, B]
+    log_norm_carousel: jax.Array | None  # of the cell state in total, through h_t too [T, B]
     delta: Scaled  # dL/du_t [T, B, K]
     d_x: Scaled  # dL/dx_t [T, B, D]
 
@@ -35,13 +36,15 @@ class Flow(NamedTuple):
 class LagCurves(NamedTuple):
     """log ||dL_T/ds_{T - lag}|| against lag, natural log of an L2 norm, each [lags, B].
 
-    For an LSTM, `c` is the carry alone: h_T - lag is a field of its own, and the path from
-    c through it counts there.
+    An LSTM's c has two. `c` is the carry alone: h_{T - lag} is a field of its own, and the path
+    from c through it counts there; at lag 0 it is exactly 0. `c_total` counts that path too: it
+    is what a probe added to c before h = o tanh(c) is taken would see.
     """
 
     h: jax.Array
     state: jax.Array  # all fields of the state jointly; equals h where h is all there is
     c: jax.Array | None  # LSTM
+    c_total: jax.Array | None  # LSTM
 
 
 def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled) -> Flow:
@@ -64,14 +67,15 @@ def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
         d_s = d_s._replace(h=d_s.h + unit_in * add[:, None])
         norms = jax.tree.map(lambda leaf: log + log_norm(leaf), d_s)
         joint = log + log_norm(jnp.concatenate(jax.tree.leaves(d_s), axis=-1))
+        total = None if cell.d_carousel is None else log + log_norm(cell.d_carousel(tape_t, d_s))
         d_prev, pulled = pull_back_step(cell, w_h_transposed, tape_t, mask_t, d_s)
-        return rescale(log, d_prev), (norms, joint, log, pulled.z, pulled.u)
+        return rescale(log, d_prev), (norms, joint, total, log, pulled.z, pulled.u)
 
-    _, (norms, joint, log, d_z, delta) = lax.scan(
+    _, (norms, joint, total, log, d_z, delta) = lax.scan(
         step, (nothing, zero), (injected.log, injected.unit, trace.tape, trace.mask), reverse=True
     )
     d_x = (d_z.reshape(-1, d_z.shape[-1]) @ params.w_x.T).reshape(*d_z.shape[:2], -1)
-    return Flow(norms, joint, Scaled(log, delta), Scaled(log, d_x))
+    return Flow(norms, joint, total, Scaled(log, delta), Scaled(log, d_x))
 
 
 def inject_at(time: int, step: jax.Array | int, d_h: jax.Array) -> Scaled:
@@ -112,6 +116,7 @@ def lag_curves(flow: Flow) -> LagCurves:
         h=norms.h[::-1],
         state=flow.log_norm_state[::-1],
         c=norms.c[::-1] if hasattr(norms, "c") else None,
+        c_total=None if flow.log_norm_carousel is None else flow.log_norm_carousel[::-1],
     )
 
 
@@ -209,8 +214,7 @@ def measure_lengths(
       ValueError: a length outside 1 .. T.
     """
     time = tokens.shape[0]
-    if not lengths or min(lengths) < 1 or max(lengths) > time:
-        raise ValueError(f"lengths are {lengths}; wanted each from 1 to {time}, the tokens given")
+    check_lengths(lengths, time)
     forward = run_model(config, params, carry, tokens)
 
     def one_length(length: jax.Array) -> tuple[jax.Array, ...]:
@@ -224,10 +228,63 @@ def measure_lengths(
         )
 
     width = max(layer.w_h.shape[1] for layer in params.layers)
-    lane = 3 * tokens.size * width * params.embedding.dtype.itemsize  # bytes of one length
-    lanes = min(len(lengths), max(1, LANE_BYTES // lane))
-    found: tuple[jax.Array, ...] = lax.map(one_length, jnp.asarray(lengths), batch_size=lanes)
+    return map_lengths(one_length, lengths, 3 * tokens.size * width, params.embedding.dtype)
+
+
+def measure_layer_lengths(
+    cell: Cell,
+    params: CellParams,
+    state: Any,
+    x: jax.Array,
+    d_h: jax.Array,
+    lengths: tuple[int, ...],
+) -> jax.Array:
+    """Measure 5 of one layer: log ||dL_T/dW_h||_F of each row against T, prefixes of x.
+
+    Args:
+      state: s_0, fields [B, H].
+      x: [T, B, D].
+      d_h: dL_T/dh_T at each length, [lengths, B, H].
+      lengths: each from 1 to T.
+
+    Returns:
+      nats, [lengths, B].
+
+    Raises:
+      ValueError: a length outside 1 .. T.
+    """
+    time = x.shape[0]
+    check_lengths(lengths, time)
+    z = project(x, params.w_x, params.b)
+    _, trace = run_forward(cell, params.w_h, params.vectors, state, z, None)
+
+    def one_length(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+        length, d_last = one
+        flow = pull_back_log(cell, params, trace, inject_at(time, length - 1, d_last))
+        return recurrent_log_norm(trace, flow.delta)
+
+    found: jax.Array = map_lengths(one_length, lengths, 3 * z.size, x.dtype, d_h)
     return found
+
+
+def check_lengths(lengths: tuple[int, ...], time: int) -> None:
+    """Raise ValueError for a length that the text does not hold."""
+    if not lengths or min(lengths) < 1 or max(lengths) > time:
+        raise ValueError(f"lengths are {lengths}; wanted each from 1 to {time}, the tokens given")
+
+
+def map_lengths(
+    one_length: Any, lengths: tuple[int, ...], numbers: int, dtype: Any, *more: jax.Array
+) -> Any:
+    """`one_length` of every length, as many lanes at once as fit LANE_BYTES.
+
+    Args:
+      numbers: that one lane holds at once.
+      more: further arguments, [lengths, ...]; `one_length` then takes a tuple.
+    """
+    lanes = max(1, LANE_BYTES // (numbers * jnp.dtype(dtype).itemsize))
+    at = jnp.asarray(lengths)
+    return lax.map(one_length, (at, *more) if more else at, batch_size=min(len(lengths), lanes))
 
 
 def recurrent_log_norm(trace: Trace, delta: Scaled) -> jax.Array:
