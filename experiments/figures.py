@@ -16,6 +16,9 @@ COLOURS = {
     "irnn": "#E69F00",
     "lstm": "#0072B2",
     "gru": "#009E73",
+    "cifg": "#CC79A7",
+    "nig": "#56B4E9",
+    "nfg": "#000000",
 }
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 
@@ -38,6 +41,11 @@ STYLE: dict[str, Any] = {
 def colour(cell: str, index: int = 0) -> str:
     """The colour of a cell; cells without one of their own take the next free."""
     return COLOURS.get(cell, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+
+
+def shades(count: int) -> list[Any]:
+    """Colours for an ordered series, dark first; told apart in grey and with colour blindness."""
+    return [plt.get_cmap("viridis")(x) for x in np.linspace(0.05, 0.85, max(2, count))][:count]
 
 
 def new_figure(columns: int, width: float = 12.0, height: float = 5.4) -> tuple[Any, Sequence[Any]]:
@@ -65,16 +73,29 @@ def plot_band(
 
 def label_log10(axis: Any) -> None:
     """Label a y axis that shows log10: whole powers, or 1-2-5 where it spans few of them."""
-    low, high = axis.get_ylim()
+    low, high = limits_of_lines(axis)
     if high - low > 3:
         step = max(1, int(np.ceil((high - low) / 9)))
         powers = [p for p in range(int(np.ceil(low)), int(np.floor(high)) + 1) if p % step == 0]
         axis.set_yticks(powers, [f"$10^{{{power}}}$" for power in powers])
     else:
         decades = range(int(np.floor(low)), int(np.ceil(high)) + 1)
-        values = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+        digits = (1, 2, 5) if high - low > 0.8 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+        values = [digit * 10.0**decade for decade in decades for digit in digits]
         axis.set_yticks(np.log10(values), [f"{value:g}" for value in values])
     axis.set_ylim(low, high)
+
+
+def limits_of_lines(axis: Any, room: float = 0.25) -> tuple[float, float]:
+    """y limits by the curves, with room for their bands: two seeds' t bands would fill the axis."""
+    low, high = axis.get_ylim()
+    drawn = [line.get_ydata() for line in axis.get_lines() if len(line.get_ydata()) > 2]
+    values = np.concatenate([np.asarray(y, float) for y in drawn]) if drawn else np.empty(0)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return low, high
+    spare = room * max(np.ptp(values), 0.1)
+    return max(low, values.min() - spare), min(high, values.max() + spare)
 
 
 def save(figure: Any, folder: Path, name: str) -> list[Path]:

@@ -3,6 +3,9 @@
 A Config's fields, and those of the dataclasses nested in it, become flags of the same names,
 with the type, default and help of the field. The parsed command line is an instance of the
 Config, so what the dataclasses check is checked for the command line too.
+
+A Config whose class attribute `rest` names a field takes what is no flag into that field: a
+tuple of texts item by item, a text as one, joined by spaces.
 """
 
 import dataclasses
@@ -39,8 +42,10 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
       doc: printed above the flags by --help.
     """
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow what is no flag
     flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
     omit = getattr(config_class, "omit", ())
+    rest_field = getattr(config_class, "rest", "")
     define(values, config_class(), omit)
     try:
         rest = values([program, *arguments])[1:]
@@ -49,15 +54,24 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
     except flags.Error as error:
         fail(program, f"{error}; ./launch.sh {program} --help shows every flag")
     if values.help:
-        print(f"{doc.strip()}\n\nusage: ./launch.sh {program} [--flag=value ...]\n")
+        takes = f" [{rest_field}]" if rest_field else ""
+        print(f"{doc.strip()}\n\nusage: ./launch.sh {program} [--flag=value ...]{takes}\n")
         print_flags(config_class(), "run", omit)
         sys.exit(0)
-    if rest:
+    if rest and not rest_field:
         fail(program, f"{rest[0]!r} is no flag; wanted --name=value, as --help shows")
     try:
-        return build(config_class(), values)
+        config = build(config_class(), values)
+        return take_rest(config, rest_field, rest) if rest else config
     except ValueError as error:
         fail(program, f"{error} (--help shows every flag)")
+
+
+def take_rest(config: Config, name: str, rest: list[str]) -> Config:
+    """`config` with the arguments that are no flags in the field `name`."""
+    several = isinstance(getattr(config, name), tuple)
+    taken = {name: tuple(rest) if several else " ".join(rest)}
+    return dataclasses.replace(typing.cast(Any, config), **taken)
 
 
 def define(values: flags.FlagValues, defaults: Any, omit: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ the perplexity of the validation text after each epoch; prints both texts' at th
     ./launch.sh train --corpus=my_book.txt --cell=gru --run=runs/my_book
     ./launch.sh train --corpus=ptb --data_dir=PATH --batching=sentences
     ./launch.sh train --run=runs/my_book --resume         go on where it stopped
+    ./launch.sh train --log_gradient_flow                 and how far back its gradient reaches
 
 A run can be killed at any moment; --resume continues it to the same parameters, bit for bit.
 """
@@ -31,6 +32,10 @@ class Config:
     resume: bool = option(False, "go on with the run in --run, with the options it was made with")
     steps_per_dispatch: int = option(50, "training steps in one compiled call", least=1)
     checkpoint_every: int = option(500, "steps between checkpoints", least=1)
+    log_gradient_flow: bool = option(
+        False,
+        "log and draw how far back the gradient reaches, through training",
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig(schedule="cosine")
@@ -59,7 +64,7 @@ from experiments import figures, run_folder
 from lm import model
 from lm.cells import CELLS
 from lm.checkpoint import Checkpoints
-from lm.data.batches import Batches, make_batches
+from lm.data.batches import Batches, cut_windows, make_batches
 from lm.data.corpus import Corpus, load_corpus
 from lm.evaluate import (
     Evaluation,
@@ -68,6 +73,7 @@ from lm.evaluate import (
     make_forward,
     perplexity,
 )
+from lm.gradients.flow import measure_lags
 from lm.optim import Hyper, make_schedule
 from lm.train import TrainState, init_state, make_block, run_blocks
 
@@ -138,10 +144,18 @@ def train(
             checkpoints.drop_after(int(state.step))
     rate = config.optim.learning_rate or CELLS[config.model.cell].learning_rate
     hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
-    block = make_block(config.model, config.optim, make_schedule(config.optim, per_epoch, last))
+    block = make_block(
+        config.model,
+        config.optim,
+        make_schedule(config.optim, per_epoch, last),
+        log_gradient_flow=config.log_gradient_flow,
+    )
     evaluate = make_evaluate(config, corpus)
+    measure = make_measure_lags(config, corpus) if config.log_gradient_flow else None
     log = run_folder.MetricsLog(folder)
     log.keep_until(int(state.step))
+    if measure is not None and int(state.step) == 0:
+        log.write(step=0, log10_lag=measure(state.params).tolist())
     stop = StopOnSignal()
     start = int(state.step)
     with tqdm(total=last, initial=start, unit="step", dynamic_ncols=True) as bar, stop:
@@ -158,7 +172,7 @@ def train(
                 state, hyper, block, batches, stop=due, steps_per_dispatch=config.steps_per_dispatch
             )
             for state, metrics in dispatches:
-                report(bar, log, state, metrics, config)
+                report(bar, log, state, metrics, config, measure)
                 if stop.asked:
                     break
             step = int(state.step)
@@ -180,8 +194,32 @@ def make_training_batches(config: Config, corpus: Corpus) -> Batches:
     )
 
 
+def make_measure_lags(config: Config, corpus: Corpus) -> Callable[[model.Params], np.ndarray]:
+    """params -> log10 ||dL_T/dh_{T - lag}|| of each layer on validation text, [L, lags].
+
+    One loss, at the end of stretches twice as long as a chunk: to see beyond the truncation.
+    """
+    data = config.data
+    lags = min(2 * data.length, len(corpus.splits["valid"]) - 1)
+    windows = cut_windows(corpus.splits["valid"], lags, data.batch_size)
+    inputs, targets = jnp.asarray(windows[0]), jnp.asarray(windows[1][-1])
+    carry = model.init_carry(config.model, inputs.shape[1])
+
+    @jax.jit
+    def measure(params: model.Params) -> jax.Array:
+        curves = measure_lags(config.model, params, carry, inputs, targets)
+        return jnp.stack([layer.h.mean(axis=1) for layer in curves]) / jnp.log(10.0)
+
+    return lambda params: np.asarray(measure(params))
+
+
 def report(
-    bar: Any, log: run_folder.MetricsLog, state: TrainState, metrics: Any, config: Config
+    bar: Any,
+    log: run_folder.MetricsLog,
+    state: TrainState,
+    metrics: Any,
+    config: Config,
+    measure: Callable[[model.Params], np.ndarray] | None,
 ) -> None:
     """Progress bar and metrics line of one dispatch."""
     loss = float(metrics.nats.sum() / metrics.tokens.sum())
@@ -190,6 +228,11 @@ def report(
     done = bar.n - bar.initial
     speed = done / elapsed * float(metrics.tokens.mean())
     bar.set_postfix_str(f"loss {loss:.3f} perplexity {perplexity(loss):.1f} {speed:,.0f} tokens/s")
+    flow = {}
+    if measure is not None:
+        # What the training itself carried back, newest position first; and one loss alone.
+        flow["log10_delta"] = (metrics.log_delta[..., ::-1].mean(axis=0) / np.log(10)).tolist()
+        flow["log10_lag"] = measure(state.params).tolist()
     log.write(
         step=int(state.step),
         loss=loss,
@@ -197,6 +240,7 @@ def report(
         clipped=float((metrics.grad_norm > config.optim.clip).mean()),
         tokens_per_second=speed,
         time=time.time(),
+        **flow,
     )
 
 
@@ -271,7 +315,59 @@ def plot(folder: Path) -> list[Path]:
     )
     figures.label_log10(axis)
     axis.legend()
-    return figures.save(figure, folder / "figures", "perplexity")
+    paths = figures.save(figure, folder / "figures", "perplexity")
+    if stored.get("log_gradient_flow"):
+        plot_flow(folder, stored, lines)
+    return paths
+
+
+def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Path]:
+    """Gradient flow of the top layer through training, from what the run logged."""
+    logged = [line for line in lines if "log10_lag" in line]
+    name = CELLS[stored["model"]["cell"]].name
+    figure, (one_loss, chunk) = figures.new_figure(2)
+    picked = np.unique(np.linspace(0, len(logged) - 1, 6).round().astype(int))
+    for shade, line in zip(figures.shades(len(picked)), [logged[k] for k in picked], strict=True):
+        style: dict[str, Any] = {"color": shade, "linewidth": 2, "label": f"step {line['step']:,}"}
+        one_loss.plot([float(norm) for norm in line["log10_lag"][-1]], **style)
+        if "log10_delta" in line:  # not before the first step
+            chunk.plot([float(norm) for norm in line["log10_delta"][-1]], **style)
+    one_loss.axvline(stored["data"]["length"], color="#777777", linewidth=0.8, linestyle=":")
+    one_loss.annotate(
+        " beyond truncated BPTT",
+        (stored["data"]["length"], one_loss.get_ylim()[1]),
+        fontsize=8.5,
+        va="top",
+        color="#555555",
+    )
+    one_loss.set(
+        title="The last word's loss alone, on validation text",
+        xlabel="lag: tokens before the last",
+        ylabel=r"$\Vert\partial L_T / \partial h_{T-\mathrm{lag}}\Vert$",
+    )
+    chunk.set(
+        title="All losses of a chunk, as training sends them back",
+        xlabel="tokens before the end of the chunk",
+        ylabel=r"$\Vert\partial J / \partial z_t\Vert$ over batch and gates",
+    )
+    for axis in (one_loss, chunk):
+        figures.label_log10(axis)
+        axis.legend(fontsize=9)
+    figure.suptitle(
+        f"How far back the gradient of the {name} reaches, through training",
+        x=0.01,
+        ha="left",
+        fontsize=12.5,
+        fontweight="bold",
+    )
+    figure.supxlabel(
+        "top layer; geometric means over stretches (left) and steps (right); before clipping; "
+        f"forget bias {stored['model']['forget_bias']:g}, input scale {stored['model']['input_scale']:g} "
+        "at the start",
+        fontsize=8.5,
+        color="#555555",
+    )
+    return figures.save(figure, folder / "figures", "gradient_flow")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from command_line import ROOT, TINY, assert_one_line, call, run, write_book
 
-from experiments import EXPERIMENTS, gradient_flow
+from experiments import EXPERIMENTS
+from experiments.gradient_training import overlap_note
+from lm.data.batches import cut_windows
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +20,18 @@ def book(tmp_path_factory):
 
 
 def test_windows_that_overlap_are_said():
-    assert not gradient_flow.overlap_note(1000, 100, 5)
-    assert not gradient_flow.overlap_note(42_371, 128, 128)
-    assert "overlap" in gradient_flow.overlap_note(144, 128, 128)
+    assert not overlap_note(1000, 100, 5)
+    assert not overlap_note(42_371, 128, 128)
+    assert "overlap" in overlap_note(144, 128, 128)
     with pytest.raises(ValueError, match="lags is 150"):
-        gradient_flow.cut_windows(np.arange(144), 150, 8)
+        cut_windows(np.arange(144), 150, 8)
 
 
 @pytest.fixture(scope="module")
 def trained(book, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = run("train", f"--corpus={book}", f"--run={folder}", "--steps=30", *TINY)
+    flags = [f"--corpus={book}", f"--run={folder}", "--steps=30", "--log_gradient_flow", *TINY]
+    done = run("train", *flags)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -115,6 +118,13 @@ def test_an_existing_run_is_not_overwritten(trained, book):
         (["--lags=3"], ("lags is 3",)),
         (["--seeds=0"], ("seeds is 0",)),
         (["--cell=gru"], ("did you mean 'cells'",)),
+        (["--measures=lags,shars"], ("did you mean 'shares'",)),
+        (["--measures=shares"], ("wanted lags among them",)),
+        (["--lengths=4,4000"], ("lengths holds 4000", "at most lags")),
+        (["--lengths=four"], ("lengths holds 'four'",)),
+        (["--corpus=noise", "--measures=lags,context"], ("context is measured on text",)),
+        (["--corpus=copy", "--lags=20"], ("copy", "at least")),
+        (["--checkpoint=nowhere"], ("nowhere holds no run",)),
     ],
 )
 def test_mistakes_in_flags_of_gradient_flow(flags, words, tmp_path):
@@ -179,6 +189,10 @@ def test_train_leaves_a_whole_run(trained):
     assert (folder / "figures" / "perplexity.svg").read_text().startswith("<?xml")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 30
+    assert lines[0]["step"] == 0
+    assert len(lines[0]["log10_lag"][0]) == 2 * 10  # twice the length of a chunk
+    assert len(lines[1]["log10_delta"][0]) == 10
+    assert (folder / "figures" / "gradient_flow.png").stat().st_size > 5000
     assert not list(folder.rglob("*.partial*"))
 
 

@@ -1,0 +1,407 @@
+"""The figures of gradient_flow, drawn from a run's folder alone: one for each measure taken."""
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import figures, run_folder
+from experiments.gradient_measures import CONTEXT_ROWS, TAU_EDGES
+from experiments.gradient_table import Arrays, forget_gate_start, headline, measured
+from lm.cells import CELLS
+from lm.gradients.statistics import FLOAT32_EPSILON, seed_band
+
+LOG10 = np.log(10)
+GATES = {"f": "forget gate", "i": "input gate", "o": "output gate"}
+GATE_COLOURS = {"f": "#0072B2", "i": "#E69F00", "o": "#CC79A7"}
+
+
+class Results(NamedTuple):
+    """What a run's folder holds."""
+
+    config: dict[str, Any]
+    networks: list[dict[str, Any]]
+    unit: str
+    arrays: Arrays
+
+
+class Line(NamedTuple):
+    """One network at one stage, as a figure draws it."""
+
+    prefix: str  # of its arrays
+    style: dict[str, Any]
+    label: str
+
+
+def read_results(folder: Path) -> Results:
+    stored = run_folder.read_json(folder / "results.json")
+    return Results(
+        run_folder.read_json(folder / "config.json")["config"],
+        stored["networks"],
+        stored["unit"],
+        run_folder.read_arrays(folder / "results.npz"),
+    )
+
+
+def plot(folder: Path) -> list[Path]:
+    """Every figure that the run's measures have; PNG files, the main one first."""
+    results = read_results(folder)
+    drawn = []
+    for name, (needs, draw) in FIGURES.items():
+        if any(key.endswith(f"/{needs}") for key in results.arrays):
+            figure = draw(results)
+            drawn.append(figures.save(figure, folder / "figures", name)[0])
+    return drawn
+
+
+def lines_of(results: Results, needs: str) -> Iterator[Line]:
+    """The networks and stages that have the measure `needs`; dashed before training."""
+    for index, (network, stage) in enumerate(measured(results.networks, results.arrays)):
+        prefix = f"{network['name']}/{stage}"
+        if f"{prefix}/{needs}" not in results.arrays:
+            continue
+        own = CELLS[network["cell"]].name
+        called = own if network["name"] == network["cell"] else f"{network['name']} ({own})"
+        start = forget_gate_start(network)
+        bias = start if start.startswith("chrono") else f"forget bias {start}"
+        rms = results.arrays[f"{prefix}/input_rms"].mean()
+        parts = [called, stage, *([bias] if start else []), f"input rms {rms:.2g}"]
+        same = sum(n["cell"] == network["cell"] for n in results.networks) > 1
+        yield Line(
+            prefix,
+            {
+                "color": figures.colour("" if same else network["cell"], index),
+                "linestyle": "-" if stage == "trained" else (0, (4, 2)),
+                "linewidth": 2.2 if stage == "trained" else 1.6,
+            },
+            ", ".join(parts),
+        )
+
+
+def by_seed(results: Results, line: Line, name: str) -> np.ndarray:
+    """A measure [S, n, B] as the mean of logs over rows, [S, n]."""
+    return results.arrays[f"{line.prefix}/{name}"].mean(axis=2)
+
+
+def caption(
+    figure: Any, results: Results, more: str = "", reduction: str = "geometric mean"
+) -> None:
+    """What the reduction is, and what the curves depend on."""
+    first = next(lines_of(results, "lag_h"))
+    seeds, rows = results.arrays[f"{first.prefix}/lag_h"].shape[::2]
+    band = f"95 % t band over {seeds} seeds" if seeds > 1 else "one seed, no band"
+    model = results.networks[0]["model"]
+    corpus = results.config["data"]["corpus"]
+    source = f"stretches of {Path(corpus).name}" if results.unit != "step" else f"rows of {corpus}"
+    trained = any(stage == "trained" for _, stage in measured(results.networks, results.arrays))
+    text = [
+        f"{reduction} over {rows} {source}, {band}",
+        f"hidden size {model['hidden_size']}",
+        f"recurrent gain {model['recurrent_gain']:g}" if model["recurrent_gain"] != 1 else "",
+        f"SGD, global-norm clip {results.config['optim']['clip']:g}"
+        if trained and not results.config["checkpoint"] and results.unit != "step"
+        else "",
+        more,
+    ]
+    wrapped = textwrap.fill(
+        "; ".join(part for part in text if part), int(15 * figure.get_figwidth())
+    )
+    figure.supxlabel(wrapped, fontsize=8.5, color="#555555")
+
+
+def title(figure: Any, text: str) -> None:
+    figure.suptitle(textwrap.fill(text, 100), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+
+
+def octave_ticks(axis: Any, last: int) -> None:
+    """Powers of two along a logarithmic x axis."""
+    every = 1 if last <= 512 else 2
+    ticks = [2**k for k in range(1, 15, every) if 2**k <= last]
+    axis.set(xscale="log")
+    axis.set_xticks(ticks, [f"{t:,}" for t in ticks], minor=False)
+    axis.set_xticks([], minor=True)
+
+
+def plot_log(
+    axis: Any, results: Results, name: str, line: Line, *, x: Any = None, label: bool = True
+) -> None:
+    """A log-norm measure [S, n, B] with its band over seeds."""
+    values = by_seed(results, line, name)
+    x = np.arange(values.shape[1]) if x is None else x
+    text = line.label if label else None
+    with np.errstate(invalid="ignore"):  # -inf, a gradient that is exactly zero
+        figures.plot_band(axis, x, *seed_band(values), label=text, **line.style)
+
+
+def draw_main(results: Results) -> Any:
+    """||dL_T/dh_t|| against the lag, and ||dL_T/dW_h|| against the length."""
+    arrays, unit = results.arrays, results.unit
+    lengths_too = any(key.endswith("/length_w") for key in arrays)
+    figure, axes = figures.new_figure(2 if lengths_too else 1, width=12 if lengths_too else 8)
+    left = axes[0]
+    for line in lines_of(results, "lag_h"):
+        lag_h = by_seed(results, line, "lag_h")
+        with np.errstate(invalid="ignore"):  # a dead curve, -inf at lag 1, has no ratio
+            band = seed_band(lag_h - lag_h[:, 1:2])
+        at = np.arange(1, lag_h.shape[1])
+        figures.plot_band(left, at, *(part[1:] for part in band), label=line.label, **line.style)
+        if lengths_too:
+            plot_log(axes[1], results, "length_w", line, x=arrays["lengths"])
+    left.set(
+        title=f"How much of the last {unit}'s loss reaches back",
+        xlabel=f"lag: {unit}s before the last",
+        ylabel=r"$\Vert\partial L_T / \partial h_{T-\mathrm{lag}}\Vert$, relative to lag 1",
+    )
+    mark_epsilon(left)
+    figures.label_log10(left)
+    left.legend(fontsize=9)
+    if lengths_too:
+        right = axes[1]
+        right.set(
+            title="What the recurrent weights learn from a longer text",
+            xlabel=f"sequence length T ({unit}s)",
+            ylabel=r"$\Vert\partial L_T / \partial W_h\Vert$",
+        )
+        octave_ticks(right, arrays["lengths"][-1])
+        figures.label_log10(right)
+    title(figure, headline(results.networks, arrays, unit))
+    caption(figure, results)
+    return figure
+
+
+def mark_epsilon(axis: Any) -> None:
+    """A line where float32 no longer adds what is left to what was there."""
+    level = FLOAT32_EPSILON / LOG10
+    axis.axhline(level, color="#777777", linewidth=0.8, linestyle=":")
+    axis.annotate(
+        "float32 epsilon",
+        (0.01, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -4),
+        textcoords="offset points",
+        va="top",
+        fontsize=8.5,
+        color="#555555",
+        annotation_clip=True,
+    )
+
+
+def draw_shares(results: Results) -> Any:
+    """Each lag's share of dL/dW_h, and what truncation loses."""
+    figure, (left, right) = figures.new_figure(2)
+    for line in lines_of(results, "share"):
+        share = by_seed(results, line, "share").mean(axis=0)
+        left.plot(np.arange(len(share)), np.cumsum(share), label=line.label, **line.style)
+        cosine = by_seed(results, line, "truncation_cosine").mean(axis=0)
+        right.plot(np.arange(1, len(cosine) + 1), cosine, label=line.label, **line.style)
+    left.set(
+        title="Nearest steps make up the recurrent weights' gradient",
+        xlabel=f"lag ({results.unit}s before the last), logarithmic from 1",
+        ylabel=r"share of $\partial L_T/\partial W_h$ from lags up to this",
+        xscale="symlog",
+    )
+    left.axhline(1, color="#777777", linewidth=0.8, linestyle=":")
+    right.set(
+        title="Direction that truncated BPTT keeps",
+        xlabel=f"truncation: {results.unit}s of BPTT",
+        ylabel="cosine with the whole gradient",
+    )
+    octave_ticks(right, results.arrays["lengths"][-1])
+    left.legend(fontsize=9, loc="lower right")
+    title(figure, "Which steps the gradient of the recurrent weights comes from")
+    caption(figure, results, "of each row's own gradient", "mean")
+    return figure
+
+
+def draw_jacobian(results: Results) -> Any:
+    """Largest and mean stretch of the product of Jacobians."""
+    figure, (axis,) = figures.new_figure(1, width=8)
+    for line in lines_of(results, "jacobian_spectral"):
+        plot_log(axis, results, "jacobian_spectral", line)
+        thin = line._replace(style=line.style | {"linewidth": 0.9})
+        plot_log(axis, results, "jacobian_frobenius", thin, label=False)
+    axis.set(
+        title="What a gradient can be stretched by on its way back",
+        xlabel=f"lag ({results.unit}s)",
+        ylabel=r"$\Vert\partial s_T / \partial s_{T-\mathrm{lag}}\Vert$",
+    )
+    figures.label_log10(axis)
+    axis.legend(fontsize=9)
+    caption(figure, results, "thick: spectral norm, thin: Frobenius; 2 rows")
+    return figure
+
+
+def draw_singular(results: Results) -> Any:
+    """All singular values against the lag, a panel a network."""
+    lines = list(lines_of(results, "singular"))
+    figure, axes = figures.new_figure(len(lines), width=max(8, 4.5 * len(lines)))
+    for axis, line in zip(axes, lines, strict=True):
+        values = results.arrays[f"{line.prefix}/singular"].mean(axis=0) / LOG10
+        lags = results.arrays["lengths"]
+        picked = np.unique(np.linspace(0, values.shape[1] - 1, 24).round().astype(int))
+        for shade, k in zip(figures.shades(len(picked)), picked, strict=True):
+            axis.plot(lags, values[:, k], color=shade, linewidth=1)
+        axis.set_title(textwrap.fill(line.label, 40), fontsize=10)
+        axis.set(xlabel=f"lag ({results.unit}s)", ylabel="singular values of the product")
+        figures.label_log10(axis)
+    title(figure, "Singular values of the state's Jacobian product, the largest dark")
+    caption(figure, results, "one row; mean of logs over seeds")
+    return figure
+
+
+def draw_lyapunov(results: Results) -> Any:
+    """The Lyapunov spectrum of the joint state."""
+    figure, (axis,) = figures.new_figure(1, width=8)
+    for line in lines_of(results, "lyapunov"):
+        values = results.arrays[f"{line.prefix}/lyapunov"].mean(axis=1)
+        band = seed_band(values)
+        index = (np.arange(values.shape[1]) + 0.5) / values.shape[1]
+        axis.plot(index, band.mean, label=f"{line.label}: {band.mean[0]:.3f}", **line.style)
+    axis.axhline(0, color="#777777", linewidth=0.8, linestyle=":")
+    axis.set(
+        title="Lyapunov exponents: the largest is the slope of the gradient",
+        xlabel="exponents, from the largest, as a share of the state's size",
+        ylabel=f"nats per {results.unit}",
+    )
+    axis.legend(fontsize=9)
+    caption(figure, results, "joint state, 2 rows")
+    return figure
+
+
+def draw_gates(results: Results) -> Any:
+    """Saturation of every gate; time scales of the forget gate."""
+    figure, (left, right) = figures.new_figure(2)
+    for index, line in enumerate(lines_of(results, "tau")):
+        for gate, colour in GATE_COLOURS.items():
+            if f"{line.prefix}/gate_{gate}_low" not in results.arrays:
+                continue
+            low, high = (
+                results.arrays[f"{line.prefix}/gate_{gate}_{end}"].mean(axis=0)
+                for end in ("low", "high")
+            )
+            left.plot(
+                low,
+                high,
+                "os^Dv"[index // 2 % 5],
+                color=colour,
+                markerfacecolor=colour if line.prefix.endswith("trained") else "none",
+                alpha=0.6,
+                markersize=4,
+                label=f"{GATES[gate]}: {line.label.split(', input')[0]}",
+            )
+        shares = results.arrays[f"{line.prefix}/tau"].mean(axis=0)
+        right.stairs(shares[1:-1], TAU_EDGES, label=line.label, **line.style)
+    left.plot([0, 1], [1, 0], color="#777777", linewidth=0.8, linestyle=":")
+    left.set(
+        title="Saturation, a point a unit",
+        xlabel="share of the time the gate is below 0.1",
+        ylabel="share of the time above 0.9",
+    )
+    left.legend(fontsize=8.5)
+    right.set(
+        title="Time scales of the forget gate",
+        xlabel=rf"$\tau = 1/(1-f)$ ({results.unit}s)",
+        ylabel="share of activations",
+    )
+    octave_ticks(right, 4096)
+    right.legend(fontsize=8.5)
+    title(figure, "What the gates do")
+    caption(figure, results, reduction="shares")
+    return figure
+
+
+def draw_paths(results: Results) -> Any:
+    """The gradient along the carry and through the recurrent weights."""
+    figure, (axis,) = figures.new_figure(1, width=8)
+    for line in lines_of(results, "path_carried"):
+        if np.isfinite(by_seed(results, line, "path_carried")[:, 1:]).any():
+            thick = line._replace(label=f"{line.label}: carried elementwise")
+            plot_log(axis, results, "path_carried", thick)
+        through = line._replace(
+            style=line.style | {"linewidth": 1, "marker": ".", "markevery": 0.06},
+            label=f"{line.label}: through $W_h$",
+        )
+        plot_log(axis, results, "path_recurrent", through)
+    axis.set(
+        title="Two ways back: along the cell state, and through the recurrent weights",
+        xlabel=f"lag ({results.unit}s)",
+        ylabel="norm of each part of the gradient, whole state",
+    )
+    figures.label_log10(axis)
+    axis.legend(fontsize=8.5)
+    caption(figure, results)
+    return figure
+
+
+def draw_sensitivity(results: Results) -> Any:
+    """Forward sensitivity of the state to its recurrent weights."""
+    figure, (axis,) = figures.new_figure(1, width=8)
+    for line in lines_of(results, "sensitivity"):
+        plot_log(axis, results, "sensitivity", line)
+    axis.set(
+        title="How sensitive the state is to its recurrent weights",
+        xlabel=f"{results.unit}s read",
+        ylabel=r"$\Vert\partial s_t / \partial W_h\Vert_F$, estimated",
+    )
+    figures.label_log10(axis)
+    axis.legend(fontsize=9)
+    caption(figure, results, "root mean square over 8 random directions")
+    return figure
+
+
+def draw_omega(results: Results) -> Any:
+    """Pascanu's regulariser by lag."""
+    figure, (axis,) = figures.new_figure(1, width=8)
+    for line in lines_of(results, "omega"):
+        values = by_seed(results, line, "omega").mean(axis=0)
+        axis.plot(np.arange(1, len(values) + 1), values, label=line.label, **line.style)
+    axis.set(
+        title="Pascanu's regulariser: 0 where a step back keeps the gradient's norm",
+        xlabel=f"lag ({results.unit}s)",
+        ylabel=r"$\Omega$",
+        yscale="log",
+    )
+    axis.legend(fontsize=9)
+    caption(figure, results, reduction="mean")
+    return figure
+
+
+def draw_context(results: Results) -> Any:
+    """The loss when only the last n words are left as they were."""
+    lines = list(lines_of(results, "context_cut"))
+    figure, axes = figures.new_figure(len(lines), width=max(8, 5.5 * len(lines)))
+    for axis, line in zip(axes, lines, strict=True):
+        kept = results.arrays[f"{line.prefix}/context_kept"][0]
+        for shade, name in zip(
+            figures.shades(4), ("cut", "replace", "drop", "shuffle"), strict=True
+        ):
+            values = results.arrays.get(f"{line.prefix}/context_{name}")
+            if values is not None:
+                axis.plot(kept, values.mean(axis=0), "o-", markersize=3, color=shade, label=name)
+        axis.set_title(textwrap.fill(line.label, 50), fontsize=10)
+        axis.set(
+            xlabel=f"{results.unit}s next to the target left as they were",
+            ylabel=f"nats per {results.unit}",
+        )
+        octave_ticks(axis, kept[-1])
+        axis.legend(fontsize=9, title=f"what becomes of the other {results.unit}s")
+    title(figure, "What far words are used for: the loss without them")
+    caption(figure, results, f"at most {CONTEXT_ROWS} stretches", "mean")
+    return figure
+
+
+# name -> (the array that it needs, its drawing)
+FIGURES: dict[str, tuple[str, Callable[[Results], Any]]] = {
+    "gradient_flow": ("lag_h", draw_main),
+    "shares": ("share", draw_shares),
+    "jacobian": ("jacobian_spectral", draw_jacobian),
+    "singular": ("singular", draw_singular),
+    "lyapunov": ("lyapunov", draw_lyapunov),
+    "gates": ("tau", draw_gates),
+    "paths": ("path_carried", draw_paths),
+    "sensitivity": ("sensitivity", draw_sensitivity),
+    "omega": ("omega", draw_omega),
+    "context": ("context_cut", draw_context),
+}

@@ -1,0 +1,212 @@
+"""The networks that gradient_flow trains before it measures them: on text, and on tasks."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments import run_folder
+from experiments.gradient_measures import Arrays, compile_measures, measure_context_use
+from experiments.gradient_subjects import Subject, task_subject, text_subject
+from experiments.task_training import Hyper as TaskHyper
+from experiments.task_training import Network as TaskNetwork
+from experiments.task_training import TaskParams, make_train_task, run_seeds
+from lm import model
+from lm.cells import CELLS
+from lm.config import ModelConfig
+from lm.data.batches import cut_windows, make_batches
+from lm.data.corpus import Corpus, load_corpus
+from lm.data.vocabulary import Vocabulary
+from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward, perplexity
+from lm.optim import Hyper, make_schedule
+from lm.tasks import COPY_LENGTH, TASKS
+from lm.train import NotFiniteError, init_state, make_block, run_blocks
+
+STEPS_PER_DISPATCH = 40
+TASK_STEPS = 1000
+TASK_LEARNING_RATE = 1e-3  # of Adam
+
+
+class Network(NamedTuple):
+    """A line of the figures: a cell, or a run that was trained before."""
+
+    name: str  # its arrays are saved as "name/stage/measure"
+    cell: str
+    model: ModelConfig
+    arrays: Arrays
+
+
+class Plan(NamedTuple):
+    """What gradient_flow is to do, once its inputs have been read."""
+
+    corpus: dict[str, Any]  # name, and sha256 of a text
+    vocabulary: Vocabulary | None
+    measure: Callable[[Path], Iterator[Network]]  # of the run's folder
+
+
+def plan_text(config: Any) -> Plan:
+    """Language models trained on text, measured at the start and at the end."""
+    corpus = load_corpus(config.data)
+    inputs, targets = cut_windows(corpus.splits["valid"], config.lags, config.windows)
+    batches = make_batches(
+        corpus.splits["train"], config.data.batching, config.data.batch_size, config.data.length
+    )
+    steps = config.steps or max(1, round(config.epochs * batches.steps_per_epoch))
+    total = steps * config.seeds * len(config.cells)
+
+    def measure(folder: Path) -> Iterator[Network]:
+        note = overlap_note(len(corpus.splits["valid"]), config.lags, config.windows)
+        if note:
+            print(note, file=sys.stderr)
+        with tqdm(total=total, unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
+            for cell in config.cells:
+                network = dataclasses.replace(config.model, cell=cell)
+                trainer = Trainer(config, network, corpus, batches, steps, folder, bar)
+
+                def subject_of(params: model.Params, network: ModelConfig = network) -> Subject:
+                    read = (jnp.asarray(inputs), jnp.asarray(targets))
+                    return text_subject(network, params, *read, config.at_lengths)
+
+                measures = compile_measures(config, network, subject_of)
+                found = measures(trainer.starts())
+                arrays = {f"init/{name}": value for name, value in found.items()}
+                finished, scores = trainer.train()
+                if finished:
+                    found = measures(jax.tree.map(lambda *leaves: jnp.stack(leaves), *finished))
+                    if "context" in config.measures:
+                        found |= measure_context_use(network, finished, inputs, targets[-1])
+                    arrays |= {f"trained/{name}": value for name, value in found.items()}
+                yield Network(cell, cell, network, arrays | scores)
+
+    return Plan({"name": corpus.name, "sha256": corpus.sha256}, corpus.vocabulary, measure)
+
+
+class Trainer:
+    """Trains all seeds of one cell, with one compilation."""
+
+    def __init__(
+        self,
+        config: Any,
+        network: ModelConfig,
+        corpus: Corpus,
+        batches: Any,
+        steps: int,
+        folder: Path,
+        bar: Any,
+    ):
+        self._config, self._network, self._corpus = config, network, corpus
+        self._batches, self._steps, self._bar = batches, steps, bar
+        self._log = run_folder.MetricsLog(folder)
+
+    def _start(self, key: jax.Array) -> Any:
+        vocabulary, rows = len(self._corpus.vocabulary), self._batches.batch_size
+        return init_state(key, self._network, self._config.optim, vocabulary, rows)
+
+    def starts(self) -> model.Params:
+        """Parameters before training, stacked over seeds."""
+        keys = jax.vmap(jax.random.key)(jnp.arange(self._config.seeds))
+        found: model.Params = jax.lax.map(lambda key: self._start(key).params, keys)
+        return found
+
+    def train(self) -> tuple[list[model.Params], Arrays]:
+        """(parameters after training, "valid", "test" and "diverged" seeds).
+
+        A seed that diverges is said, logged and counted; its network is not measured.
+        """
+        config, network = self._config, self._network
+        schedule = make_schedule(config.optim, self._batches.steps_per_epoch, self._steps)
+        block = make_block(network, config.optim, schedule)
+        rate = config.optim.learning_rate or CELLS[network.cell].learning_rate
+        hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
+        forward = make_forward(network)
+        evaluate = evaluate_stream if config.data.batching == "stream" else evaluate_sentences
+        finished: list[model.Params] = []
+        scores: dict[str, list[float]] = {"valid": [], "test": [], "diverged": []}
+        for seed in range(config.seeds):
+            try:
+                params = self._train_seed(seed, block, hyper)
+            except NotFiniteError as error:
+                self._bar.write(f"{network.cell} seed {seed} diverged at {error}")
+                self._log.write(cell=network.cell, seed=seed, step=error.step, diverged=True)
+                scores["diverged"].append(seed)
+                continue
+            finished.append(params)
+            for split in ("valid", "test"):
+                text = self._corpus.splits[split]
+                result = evaluate(network, params, text, forward=forward)
+                scores[split].append(result.perplexity)
+        return finished, {name: np.asarray(values) for name, values in scores.items()}
+
+    def _train_seed(self, seed: int, block: Any, hyper: Hyper) -> model.Params:
+        state = self._start(jax.random.key(seed))
+        self._bar.set_description(f"{self._network.cell} seed {seed}")
+        for state, metrics in run_blocks(
+            state,
+            hyper,
+            block,
+            self._batches,
+            stop=self._steps,
+            steps_per_dispatch=STEPS_PER_DISPATCH,
+        ):
+            loss = float(metrics.nats.sum() / metrics.tokens.sum())
+            self._bar.set_postfix_str(f"loss {loss:.2f} perplexity {perplexity(loss):.0f}")
+            self._bar.update(len(metrics.nats))
+            self._log.write(
+                cell=self._network.cell,
+                seed=seed,
+                step=int(state.step),
+                loss=loss,
+                grad_norm=float(metrics.grad_norm.mean()),
+                clipped=float((metrics.grad_norm > self._config.optim.clip).mean()),
+            )
+        params: model.Params = state.params
+        return params
+
+
+def plan_task(config: Any) -> Plan:
+    """Cells trained on a task of lm.tasks by Adam, measured on fresh sequences of it."""
+    name = config.data.corpus
+    # The sequences are `lags` long: of the copy task, that is its delay and two times the symbols.
+    task = TASKS[name](config.lags - 2 * COPY_LENGTH if name == "copy" else config.lags)
+    steps = config.steps or TASK_STEPS
+    rate = config.optim.learning_rate or TASK_LEARNING_RATE
+
+    def measure(folder: Path) -> Iterator[Network]:
+        total = config.seeds * len(config.cells)
+        with tqdm(total=total, unit="run", dynamic_ncols=True) as bar:
+            for cell in config.cells:
+                network = dataclasses.replace(config.model, cell=cell)
+                bar.set_description(f"{cell} on {task.name}")
+                layer = TaskNetwork(cell, network.hidden_size, network.chrono)
+                train = jax.jit(make_train_task(layer, task, steps))
+                hyper = TaskHyper(rate, config.optim.clip, network.forget_bias)
+                runs = run_seeds(train, hyper, config.seeds, bar.update)
+
+                def subject_of(params: TaskParams, cell: str = cell) -> Subject:
+                    rows, lengths = config.windows, config.at_lengths
+                    return task_subject(CELLS[cell], task, params, rows, lengths)
+
+                measures = compile_measures(config, network, subject_of)
+                arrays: Arrays = {"loss": np.asarray(runs.loss)}
+                for stage, params in (("init", runs.before), ("trained", runs.after)):
+                    found = measures(params)
+                    arrays |= {f"{stage}/{key}": value for key, value in found.items()}
+                yield Network(cell, cell, network, arrays)
+
+    return Plan({"name": task.name}, None, measure)
+
+
+def overlap_note(tokens: int, time: int, count: int) -> str:
+    """A line that says when the stretches are nearly the same text; empty when they are not."""
+    if count == 1 or (tokens - time - 1) / (count - 1) >= time / 2:
+        return ""
+    return (
+        f"gradient_flow: stretches of {time} overlap by more than half in a validation text of "
+        f"{tokens}; give more text, or lower --lags or --windows"
+    )

@@ -1,0 +1,235 @@
+"""The gallery: every figure's arrays say what they claim, and are all that it is drawn from."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import assert_one_line, call, write_book
+
+from experiments import gallery
+from experiments.plates import PLATES, certificate, gram, horizon, library_defaults, spectrum
+from experiments.plates.plate import Config
+from lm.cells import CELLS
+from lm.cells.cell import init_params
+from lm.config import DataConfig
+from lm.gradients.statistics import E_FOLD
+
+SMALL = {"hidden_size": 8, "seeds": 2, "lags": 40, "cells": ("rnn", "lstm")}
+
+
+def measure(name, **options):
+    config = Config(**{**SMALL, **options})
+    done = []
+    arrays = PLATES[name].measure(config, lambda: done.append(1))
+    assert len(done) == PLATES[name].parts(config)
+    return config, arrays
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """One run of all figures but `horizon`, whose plane of points is tested by itself."""
+    folder = tmp_path_factory.mktemp("gallery")
+    data = DataConfig(corpus=str(write_book(folder)), batch_size=8, length=10)
+    figures = tuple(name for name in PLATES if name != "horizon")
+    config = Config(
+        **SMALL, figures=figures, steps=4, task_steps=4, model_seeds=1, run=str(folder / "run"),
+        data=data,
+    )  # fmt: skip
+    short = {
+        "lyapunov.FORGET_BIASES": (0.0, 2.0),
+        "lyapunov.WARMUP": 4,
+        "lyapunov.COUNTED": 20,
+        "saliency.TOKENS": 5000,
+        "saliency.WINDOWS": 50,
+        "spectrum.POINTS": 3,
+        "gram.LAGS": 30,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in short.items():
+            patch.setattr(f"experiments.plates.{name}", value)
+        gallery.run(config)
+        drawn = gallery.plot(folder / "run")
+    return config, folder / "run", drawn
+
+
+def test_a_run_keeps_its_figures_numbers_and_findings(small_run):
+    config, folder, _ = small_run
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["figures"]) == list(config.figures)
+    for name, found in results["figures"].items():
+        assert found["finding"]
+        for kind in ("png", "svg"):
+            assert (folder / "figures" / f"{name}.{kind}").stat().st_size > 5000
+
+
+def test_figures_are_redrawn_from_the_folder_alone(small_run):
+    config, folder, drawn = small_run
+    assert sorted(drawn) == sorted((folder / "figures").iterdir())
+    assert len(drawn) == 2 * len(config.figures)
+
+
+def arrays_of(small_run, name):
+    config, folder, _ = small_run
+    with np.load(folder / "results.npz") as file:
+        return config, {
+            key.removeprefix(f"{name}/"): file[key] for key in file if key.startswith(f"{name}/")
+        }
+
+
+def test_certificate_meets_the_analytic_rates(small_run):
+    config, arrays = arrays_of(small_run, "certificate")
+    exact = 0
+    for number, network in enumerate(certificate.networks(config)):
+        if np.isfinite(network.exact):
+            exact += 1
+            np.testing.assert_allclose(arrays[f"{number}/slope"], network.exact, atol=1e-5)
+            np.testing.assert_allclose(arrays[f"{number}/exponent"], network.exact, atol=1e-5)
+    assert exact == 2
+    rows = certificate.describe(config, arrays)["rows"]
+    assert [row["network"] for row in rows][:2] == ["tanh RNN", "LSTM, forget bias 0"]
+    assert rows[0]["slope"] == pytest.approx(rows[0]["exponent"], abs=0.1)  # 40 steps of 8 units
+
+
+def test_the_naive_norm_dies_where_the_recovered_curve_goes_on():
+    config, arrays = measure("underflow", lags=150, hidden_size=16)
+    vanishing = arrays["vanishing/naive"]
+    found = PLATES["underflow"].describe(config, arrays)
+    zero, gone = found["naive_zero_from"], found["entries_zero_from"]
+    assert zero < gone
+    assert np.all(vanishing[zero:] == 0)
+    assert np.isfinite(arrays["vanishing/recovered"]).all()
+    assert arrays["vanishing/recovered"][-1] < np.log(np.finfo(np.float32).tiny)
+    assert np.isfinite(arrays["exploding/recovered"]).all()
+    for side in ("vanishing", "exploding"):
+        naive = arrays[f"{side}/naive"]
+        there = (naive > 1e-15) & (naive < 1e15)
+        np.testing.assert_allclose(
+            np.log(naive[there]), arrays[f"{side}/recovered"][there], atol=1e-3
+        )
+        np.testing.assert_allclose(
+            arrays[f"{side}/recovered"], arrays[f"{side}/float64"], atol=1e-2
+        )
+
+
+def test_gram_is_symmetric_and_its_shares_sum_to_one(small_run):
+    config, arrays = arrays_of(small_run, "gram")
+    for name in config.cells:
+        cosine = arrays[f"{name}/cosine"]
+        np.testing.assert_allclose(cosine, cosine.T, atol=1e-5)
+        np.testing.assert_allclose(np.diagonal(cosine), 1, atol=1e-5)
+        np.testing.assert_allclose(arrays[f"{name}/shares"].sum(axis=1), 1, atol=1e-5)
+        assert np.max(gram.magnitudes(arrays, name)[0, 0]) == pytest.approx(0, abs=1e-5)
+        # Newest first: the first step's component is the one that a distant loss moves least.
+        assert arrays[f"{name}/log"][0] > arrays[f"{name}/log"][-1]
+
+
+def test_spectrum_and_plain_svd_part_where_epsilon_says(small_run):
+    config, arrays = arrays_of(small_run, "spectrum")
+    for name in config.cells:
+        swept, plain = arrays[f"{name}/swept"], arrays[f"{name}/plain"]
+        np.testing.assert_allclose(swept[0], plain[0], atol=1e-8)  # one step: both are right
+        np.testing.assert_allclose(swept[:, 0], plain[:, 0], atol=1e-8)  # the largest always is
+        assert np.all(np.diff(swept, axis=1) <= 1e-9)
+    assert arrays["lstm/swept"][-1, -1] < arrays["lstm/plain"][-1, -1] - 20
+    assert spectrum.describe(config, arrays)["rows"][1]["state_size"] == 8
+
+
+def test_lyapunov_spectra_are_whole_and_sorted(small_run):
+    config, arrays = arrays_of(small_run, "lyapunov")
+    exponents = arrays["exponents"]
+    assert exponents.shape == (1, 2, 4, config.hidden_size)  # steps 0, 1, 4 make 3 stops of 4
+    assert np.all(np.diff(exponents, axis=-1) <= 0)
+    assert np.all(exponents[0, 1, :, 0] > exponents[0, 0, :, 0])  # bias 2 keeps more than bias 0
+
+
+def test_saliency_is_measured_of_every_lag(small_run):
+    config, arrays = arrays_of(small_run, "saliency")
+    assert arrays["saliency"].shape == (config.seeds, 16)
+    assert np.isfinite(arrays["saliency"]).all()
+    # Untrained, nothing is used: every loss is near that of guessing.
+    np.testing.assert_allclose(arrays["context"], np.log(4), atol=0.5)
+    assert np.abs(arrays["use"]).max() < 0.5
+
+
+def test_horizon_of_a_linear_network_is_analytic(monkeypatch):
+    """W_h = gain Q without a nonlinearity: 1 / -ln gain steps, whatever the input scale."""
+    monkeypatch.setitem(CELLS._entries, "rnn", ("experiments.plates.certificate", "LINEAR"))
+    config = Config(**SMALL)
+    points = jnp.asarray([[0.5, 0.1], [0.9, 1.0], [1.1, 1.0]], jnp.float32)
+    curves = np.asarray(jax.jit(horizon.make_plane(config, "rnn"))(points))
+    steps = horizon.horizons(curves, E_FOLD)
+    np.testing.assert_allclose(steps, [-1 / np.log(0.5), -1 / np.log(0.9), np.inf], rtol=1e-4)
+
+
+def test_horizon_draws_every_library(monkeypatch):
+    monkeypatch.setattr(horizon, "SCALES", np.asarray([0.1, 1.0, 10.0]))
+    monkeypatch.setattr(
+        horizon, "AXES", {"lstm": np.linspace(0, 6, 3), "rnn": np.linspace(0.5, 2, 3)}
+    )
+    config, arrays = measure("horizon")
+    found = horizon.describe(config, arrays)
+    assert [row["library"] for row in found["rows"]] == [
+        "PyTorch", "Keras", "Flax", "Haiku", "PyTorch", "Keras", "Flax",
+    ]  # fmt: skip
+    assert arrays["lstm/curves"].shape == (3, 3, config.lags + 2)
+    slow, fast = arrays["lstm/curves"][2, 0, -1], arrays["lstm/curves"][0, 0, -1]
+    assert slow > fast  # forget bias 6 against 0
+    PLATES["horizon"].draw(config, arrays)
+
+
+@pytest.mark.parametrize("library", library_defaults.LIBRARIES, ids=lambda entry: entry.name)
+def test_library_defaults_have_the_scales_that_place_them(library):
+    hidden = 128
+    for name in library.cells:
+        gates = len(CELLS[name].gates)
+        params = library.init(jax.random.key(0), CELLS[name], hidden)
+        like = init_params(jax.random.key(0), CELLS[name], hidden, hidden)
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, like)
+        assert float(params.w_h.std()) * hidden**0.5 == pytest.approx(library.gain(gates), rel=0.02)
+        assert float(params.w_x.std()) * hidden**0.5 == pytest.approx(
+            library.input_gain(gates), rel=0.02
+        )
+        if name == "lstm":
+            b_f = params.b[hidden : 2 * hidden]
+            assert float(b_f.mean()) == pytest.approx(library.forget_bias, abs=0.02)
+
+
+def test_flax_draws_are_flax_s():
+    """Against the library itself: the same moments, and rotations gate by gate."""
+    from flax import linen
+
+    cell = linen.OptimizedLSTMCell(64)
+    carry = cell.initialize_carry(jax.random.key(0), (1, 64))
+    theirs = cell.init(jax.random.key(1), carry, jnp.zeros((1, 64)))["params"]
+    ours = library_defaults.init_flax(jax.random.key(0), CELLS["lstm"], 64)
+    for k, gate in enumerate("ifog"):
+        block = ours.w_h[:, k * 64 : (k + 1) * 64]
+        for w in (block, theirs[f"h{gate}"]["kernel"]):
+            np.testing.assert_allclose(w.T @ w, np.eye(64), atol=1e-5)
+        assert float(theirs[f"i{gate}"]["kernel"].std()) == pytest.approx(
+            float(ours.w_x.std()), rel=0.05
+        )
+        assert not np.any(theirs[f"h{gate}"]["bias"])
+    embedded = linen.Embed(500, 64)
+    table = embedded.init(jax.random.key(0), jnp.zeros(1, int))["params"]["embedding"]
+    flax = next(entry for entry in library_defaults.LIBRARIES if entry.name == "Flax")
+    assert float(table.std()) == pytest.approx(flax.embedding_std(64), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--figures=certificat"], ("did you mean 'certificate'", "horizon")),
+        (["--figures="], ("figures", "wanted 1 to 7")),
+        (["--figures=gram,gram"], ("each once",)),
+        (["--cells=rnn,lstn"], ("did you mean 'lstm'",)),
+        (["--hidden_size=4"], ("hidden_size is 4",)),
+        (["--lags=2"], ("lags is 2",)),
+    ],
+)
+def test_mistakes_get_one_line(flags, words, tmp_path):
+    done = call("gallery", *flags, f"--run={tmp_path / 'new'}")
+    assert_one_line(done, *words)
+    assert not (tmp_path / "new").exists()

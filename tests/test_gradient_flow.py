@@ -1,0 +1,146 @@
+"""gradient_flow's sources, measures and figures; what a run says is what the library measures."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import run
+
+from experiments import gradient_figures, gradient_flow, gradient_table
+from experiments.gradient_measures import TAKEN, compile_measures, map_seeds
+from experiments.gradient_subjects import noise_subject, task_subject, text_subject
+from experiments.task_training import Network, init_network
+from lm import model
+from lm.cells import CELLS
+from lm.config import ModelConfig
+from lm.gradients.flow import measure_lags, measure_layer_lags, measure_lengths
+from lm.tasks import TASKS
+
+ALL = ",".join(name for name in gradient_flow.MEASURES if name != "context")
+SMALL = ["--hidden_size=8", "--embedding_size=8", "--lags=16", "--windows=4", "--seeds=2"]
+
+
+def test_every_measure_is_taken():
+    assert set(TAKEN) | {"context"} == set(gradient_flow.MEASURES)
+    assert set(gradient_flow.TASK_NAMES) == set(TASKS)
+
+
+@pytest.mark.parametrize("lags", [8, 9, 100, 128, 1000])
+def test_lengths_by_default(lags):
+    """Two an octave, from 2 to lags."""
+    at = gradient_flow.Config(lags=lags).at_lengths
+    assert at[:3] == (2, 3, 4)
+    assert at[-1] == lags
+    assert list(at) == sorted(set(at))
+    assert max(b / a for a, b in itertools.pairwise(at)) < 1.51
+    assert gradient_flow.Config(lags=lags, lengths=(5, 3)).at_lengths == (3, 5, lags)
+
+
+def test_text_subject_is_the_top_layer_of_the_model():
+    config = ModelConfig(layers=2, hidden_size=6, embedding_size=5)
+    params = model.init(jax.random.key(0), config, 9)
+    tokens = jax.random.randint(jax.random.key(1), (13, 3), 0, 9, jnp.int32)
+    targets = jax.random.randint(jax.random.key(2), (13, 3), 0, 9, jnp.int32)
+    carry, lengths = model.init_carry(config, 3), (4, 13)
+    subject = text_subject(config, params, tokens, targets, lengths)
+    measure = compile_measures(
+        gradient_flow.Config(lags=13, lengths=(4,), windows=3), config, lambda s: s
+    )
+    found = measure(jax.tree.map(lambda leaf: leaf[None], subject))
+    lags = measure_lags(config, params, carry, tokens, targets[-1])[-1]
+    by_length = measure_lengths(config, params, carry, tokens, targets, lengths)[-1]
+    np.testing.assert_allclose(found["lag_h"][0], lags.h, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["length_w"][0], by_length, rtol=1e-5, atol=1e-5)
+
+
+def test_task_subject_is_the_gradient_of_the_tasks_own_loss():
+    task, cell = TASKS["adding"](9), CELLS["lstm"]
+    params = init_network(jax.random.key(1), Network("lstm", 5), task, 1.0)
+    subject = task_subject(cell, task, params, 4, (3, 9))
+    sample = task.sample(jax.random.key(0), 4)
+    np.testing.assert_array_equal(subject.x, sample.inputs)
+    state = cell.init_state(4, 5)
+    for t in range(9):
+        z = sample.inputs[t] @ params.layer.w_x + params.layer.b[None]
+        state = cell.gate((), state, z, state.h @ params.layer.w_h)
+    out = state.h @ params.readout_w + params.readout_b[None]
+    expected = 2 * (out[:, 0] - sample.targets[-1])[:, None] * params.readout_w.T
+    np.testing.assert_allclose(subject.d_h[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [8, 4096])
+def test_seeds_map_one_by_one_or_together(width):
+    config = ModelConfig(hidden_size=4, embedding_size=4)
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+
+    def lag(key):
+        subject = noise_subject(config, key, 7, 2, (7,))
+        cell = CELLS["lstm"]
+        state = cell.init_state(2, 4)
+        return measure_layer_lags(cell, subject.layer, state, subject.x, subject.d_h[-1]).h
+
+    found = map_seeds(lag, keys, width)
+    each = jnp.stack([lag(key) for key in keys])
+    np.testing.assert_allclose(found, each, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "noise"
+    flags = ["--corpus=noise", f"--measures={ALL}", "--dtype=float64", "--cells=rnn,lstm"]
+    done = run("gradient_flow", *flags, f"--run={folder}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_all_measures_of_noise(noise):
+    folder, done = noise
+    assert "before training the gradient has shrunk" in done.stdout
+    with np.load(folder / "results.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    for cell, fields in (("rnn", 1), ("lstm", 2)):
+        at = f"{cell}/init/"
+        assert arrays[at + "lag_h"].shape == (2, 16, 4)
+        assert arrays[at + "lag_h"].dtype == np.float64
+        assert arrays[at + "singular"].shape == (2, len(arrays["lengths"]), 8 * fields)
+        np.testing.assert_allclose(arrays[at + "share"].sum(axis=1), 1, rtol=1e-9)
+        # Measures that say the same in two ways.
+        spectral = arrays[at + "jacobian_spectral"][:, -1, 0]
+        np.testing.assert_allclose(arrays[at + "singular"][:, -1, 0], spectral, rtol=1e-8)
+        parts = np.logaddexp(arrays[at + "path_carried"], arrays[at + "path_recurrent"])
+        assert np.all(arrays[at + "lag_state"] <= parts + 1e-9)
+        assert np.all(arrays[at + "omega"] >= 0)
+    assert "lstm/init/tau" in arrays
+    assert "rnn/init/tau" not in arrays
+    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert names == set(gradient_figures.FIGURES) - {"context"}
+
+
+def test_figures_are_redrawn_from_the_folder_alone(noise):
+    folder, _ = noise
+    path = folder / "figures" / "lyapunov.svg"
+    before = path.read_text()
+    path.unlink()
+    assert len(gradient_flow.plot(folder)) == len(gradient_figures.FIGURES) - 1
+    assert path.read_text() == before
+
+
+def test_a_task_is_learned_and_measured(tmp_path):
+    flags = ["--corpus=adding", "--cells=lstm", "--steps=5", "--measures=lags"]
+    done = run("gradient_flow", *flags, f"--run={tmp_path / 'task'}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "task" / "results.json").read_text())["rows"]
+    assert [row["stage"] for row in rows] == ["init", "trained"]
+    assert 0.05 < rows[1]["loss"] < 2
+    assert "task loss" in done.stdout
+
+
+def test_factors_a_person_reads():
+    assert gradient_table.format_factor(-5.0) == "to 10^5 times itself"
+    assert gradient_table.format_factor(3.2) == "1,600 times"
+    assert gradient_table.format_factor(6.3) == "2 million times"
+    assert gradient_table.format_factor(-0.3) == "to 200 %"
+    assert gradient_table.format_factor(np.inf) == "to nothing"
