@@ -7,6 +7,7 @@ EXPERIMENTS: dict[str, str] = {
     "generate": "sample text from a trained run",
     "walkthrough": "the lecture on one sentence: next words, loss, gates, gradient, length",
     "claims": "measure eight claims of the field; a verdict, a table and a figure each",
+    "checks": "hold every gradient measure against laws that are known exactly",
     "gallery": "figures of gradient flow that nobody else draws, each with its finding",
     "throughput": "time the engine's backward pass against autodiff through lax.scan",
     "report": "a page about one run or several, with figures and tables that sort",

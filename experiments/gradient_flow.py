@@ -111,10 +111,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import gradient_figures, gradient_table, run_folder
-from experiments.gradient_measures import Arrays, compile_measures, measure_context_use
-from experiments.gradient_subjects import Subject, noise_subject, text_subject
-from experiments.gradient_training import Network, Plan, plan_task, plan_text
+from experiments import run_folder
+from experiments.flow import drawing, table
+from experiments.flow.measures import Arrays, compile_measures, measure_context_use
+from experiments.flow.subjects import Subject, noise_subject, text_subject
+from experiments.flow.training import Network, Plan, plan_task, plan_text
 from experiments.trained import load_run
 from lm.config import ModelConfig as Model
 from lm.data.batches import cut_windows
@@ -138,7 +139,7 @@ def run(config: Config) -> Path:
         described = network._asdict() | {"model": dataclasses.asdict(network.model)}
         networks.append({key: described[key] for key in ("name", "cell", "model")})
         run_folder.write_arrays(folder / "results.npz", arrays)  # what is done is kept
-    rows = gradient_table.summarise(networks, arrays)
+    rows = table.summarise(networks, arrays)
     results: dict[str, Any] = {
         "seconds": time.monotonic() - started,
         "unit": UNITS[plan.vocabulary.level] if plan.vocabulary else "step",
@@ -147,8 +148,8 @@ def run(config: Config) -> Path:
     }
     run_folder.write_json(folder / "results.json", results)
     paths = plot(folder)
-    print(gradient_table.format_table(rows, config.lags))
-    print(f"\n{gradient_table.headline(networks, arrays, results['unit'])}")
+    print(table.format_table(rows, config.lags))
+    print(f"\n{table.headline(networks, arrays, results['unit'])}")
     others = f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""
     print(f"run: {folder}    figure: {paths[0]}{others}    {results['seconds']:.0f} s")
     return folder
@@ -156,7 +157,7 @@ def run(config: Config) -> Path:
 
 def plot(folder: Path) -> list[Path]:
     """Draw the figures of a run from its folder alone: PNG files, the main one first."""
-    return gradient_figures.plot(folder)
+    return drawing.plot(folder)
 
 
 def make_plan(config: Config) -> Plan:

@@ -44,11 +44,11 @@ import jinja2
 from markupsafe import Markup
 
 from experiments import run_folder
-from experiments.report_figures import words
-from experiments.report_run import PLACES, SPLITS, Run, perplexities, read_run
-from experiments.report_tables import Table, Value, value
+from experiments.page.run import PLACES, SPLITS, Run, perplexities, read_run
+from experiments.page.svg import words
+from experiments.page.tables import Table, Value, value
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "page"
 # Options that have a column of their own.
 COMPARED = {"cell", "cells", "model.cell", "corpus", "data.corpus", "seed", "seeds"}
 MOST_DIFFERENCES = 8

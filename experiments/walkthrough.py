@@ -82,11 +82,11 @@ import shutil
 
 import numpy as np
 
-from experiments import run_folder, train, walkthrough_figures
-from experiments import walkthrough_text as text
-from experiments.reading import UNITS, Reading, Sentence, cut_sentence, read_sentence
-from experiments.sequence_cost import count_sizes, measure_times, time_slope
+from experiments import run_folder, train
 from experiments.trained import Trained, load_run
+from experiments.walk import drawing, text
+from experiments.walk.cost import count_sizes, measure_times, time_slope
+from experiments.walk.reading import UNITS, Reading, Sentence, cut_sentence, read_sentence
 from lm import model
 from lm.data.corpus import load_corpus, resolve
 from lm.data.vocabulary import UNKNOWN_ID
@@ -331,7 +331,7 @@ def describe(
 
 def plot(folder: Path) -> list[Path]:
     """Draw every figure from the run's folder alone."""
-    return walkthrough_figures.plot(
+    return drawing.plot(
         folder,
         run_folder.read_json(folder / "results.json"),
         run_folder.read_arrays(folder / "results.npz"),

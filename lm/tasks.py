@@ -59,8 +59,8 @@ def make_adding(length: int) -> Task:
     Answering 1, the mean, has a mean squared error of 2 Var U(0, 1) = 1/6.
 
     Source: Hochreiter & Schmidhuber 1997, experiment 4, in the form of Le, Jaitly, Hinton 2015
-    (arXiv:1504.00941, section 4.1; it gives the baseline as 0.1767) with the positions of
-    Arjovsky et al. 2016 (arXiv:1511.06464, section 4.2).
+    (arXiv:1504.00941, which gives the baseline as 0.1767) with the positions of Arjovsky et al.
+    2016 (arXiv:1511.06464).
 
     Args:
       length: T, at least 2.
@@ -88,8 +88,8 @@ def make_copy(delay: int) -> Task:
     blanks. The output is blank for delay + 10 steps, then the 10 symbols; every step counts.
     Answering blanks and then guessing costs 10 ln 8 / (delay + 20) nats per step.
 
-    Source: Hochreiter & Schmidhuber 1997 (the idea), Arjovsky et al. 2016 (arXiv:1511.06464,
-    section 4.1), whose T is our delay.
+    Source: Hochreiter & Schmidhuber 1997 (the idea), Arjovsky et al. 2016 (arXiv:1511.06464),
+    whose T is our delay.
 
     Args:
       delay: steps from the last symbol to the delimiter, at least 1.

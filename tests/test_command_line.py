@@ -10,7 +10,7 @@ import pytest
 from command_line import ROOT, TINY, assert_one_line, call, run, write_book
 
 from experiments import EXPERIMENTS
-from experiments.gradient_training import overlap_note
+from experiments.flow.training import overlap_note
 from lm.data.batches import cut_windows
 
 

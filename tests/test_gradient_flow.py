@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from command_line import run
 
-from experiments import gradient_figures, gradient_flow, gradient_table
-from experiments.gradient_measures import TAKEN, compile_measures, map_seeds
-from experiments.gradient_subjects import noise_subject, task_subject, text_subject
+from experiments import gradient_flow
+from experiments.flow import drawing, table
+from experiments.flow.measures import TAKEN, compile_measures, map_seeds
+from experiments.flow.subjects import noise_subject, task_subject, text_subject
 from experiments.task_training import Network, init_network
 from lm import model
 from lm.cells import CELLS
@@ -116,7 +117,7 @@ def test_all_measures_of_noise(noise):
     assert "lstm/init/tau" in arrays
     assert "rnn/init/tau" not in arrays
     names = {path.stem for path in (folder / "figures").glob("*.png")}
-    assert names == set(gradient_figures.FIGURES) - {"context"}
+    assert names == set(drawing.FIGURES) - {"context"}
 
 
 def test_figures_are_redrawn_from_the_folder_alone(noise):
@@ -124,7 +125,7 @@ def test_figures_are_redrawn_from_the_folder_alone(noise):
     path = folder / "figures" / "lyapunov.svg"
     before = path.read_text()
     path.unlink()
-    assert len(gradient_flow.plot(folder)) == len(gradient_figures.FIGURES) - 1
+    assert len(gradient_flow.plot(folder)) == len(drawing.FIGURES) - 1
     assert path.read_text() == before
 
 
@@ -139,8 +140,8 @@ def test_a_task_is_learned_and_measured(tmp_path):
 
 
 def test_factors_a_person_reads():
-    assert gradient_table.format_factor(-5.0) == "to 10^5 times itself"
-    assert gradient_table.format_factor(3.2) == "1,600 times"
-    assert gradient_table.format_factor(6.3) == "2 million times"
-    assert gradient_table.format_factor(-0.3) == "to 200 %"
-    assert gradient_table.format_factor(np.inf) == "to nothing"
+    assert table.format_factor(-5.0) == "to 10^5 times itself"
+    assert table.format_factor(3.2) == "1,600 times"
+    assert table.format_factor(6.3) == "2 million times"
+    assert table.format_factor(-0.3) == "to 200 %"
+    assert table.format_factor(np.inf) == "to nothing"

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from command_line import assert_one_line, call
 
-from experiments import figures, report, report_figures, report_tables, run_folder
+from experiments import figures, report, run_folder
+from experiments.page import svg as report_figures
+from experiments.page import tables as report_tables
 
 LSTM = {"model": {"cell": "lstm"}}
 VERSIONS = {"python": "3.11", "jax": "0.10", "corpus": {"name": "austen", "sha256": "2ea1"}}

@@ -166,6 +166,8 @@ def test_chrono_spreads_time_scales_uniformly(x64):
     b_i, b_f, b_o, b_g = np.asarray(b).reshape(4, hidden)
     tau = 1 / (1 - 1 / (1 + np.exp(-b_f)))
     assert stats.kstest(tau, "uniform", args=(2, longest - 2)).pvalue > 0.01
+    assert tau.min() > 2
+    assert tau.max() < longest
     np.testing.assert_array_equal(b_i, -b_f)
     np.testing.assert_array_equal(b_o, 0)
     np.testing.assert_array_equal(b_g, 0)

@@ -10,11 +10,11 @@ import pytest
 from command_line import TINY, assert_one_line, call, write_book
 
 from experiments import figures, flags, walkthrough
-from experiments.reading import cut_sentence, gate_order, read_sentence
-from experiments.sequence_cost import count_sizes, measure_times, time_slope
-from experiments.walkthrough_figures import format_left, label
-from experiments.walkthrough_text import cell as column
-from experiments.walkthrough_text import format_p, show, width
+from experiments.walk.cost import count_sizes, measure_times, time_slope
+from experiments.walk.drawing import format_left, label
+from experiments.walk.reading import cut_sentence, gate_order, read_sentence
+from experiments.walk.text import cell as column
+from experiments.walk.text import format_p, show, width
 from lm import model
 from lm.config import ModelConfig
 from lm.data.vocabulary import Vocabulary

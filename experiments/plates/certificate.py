@@ -16,7 +16,7 @@ from jax import lax
 
 from experiments import figures
 from experiments.plates import page
-from experiments.plates.driven import drive
+from experiments.plates.driven import Driven, drive
 from experiments.plates.plate import Arrays, Config, Done, Found, Plate
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams, init_params, make_cell
@@ -107,41 +107,58 @@ def init_forced(key: jax.Array, hidden: int) -> CellParams:
 def measure(config: Config, done: Done) -> Arrays:
     """Per network: "curve" log norms [S, lags], "slope" and "exponent" nats per step [S]."""
     arrays: Arrays = {}
-    compiled: dict[Cell, Any] = {}  # networks of one cell share a compilation
+    compiled: dict[Cell, tuple[Any, Any, Any]] = {}  # networks of one cell share a compilation
     keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
     for number, network in enumerate(networks(config)):
-        both = compiled.setdefault(network.cell, make_both(config, network.cell))
-        params = jax.jit(
-            lambda keys, n=network: lax.map(lambda k: n.init(k, config.hidden_size), keys)
-        )(keys)
-        curves, exponents = both(keys, params)
-        curve = np.asarray(curves, np.float64)
+        if network.cell not in compiled:
+            compiled[network.cell] = compile_cell(config, network.cell)
+        path, reverse, forward = compiled[network.cell]
+        params = jax.jit(partial(init_seeds, network, config.hidden_size))(keys)
+        driven = path(keys, params)
+        curve = np.asarray(reverse(params, driven), np.float64)
         arrays[f"{number}/curve"] = curve
         arrays[f"{number}/slope"] = np.asarray(
             [slope_per_step(row, first=first_lag(config)) for row in curve]
         )
-        arrays[f"{number}/exponent"] = np.asarray(exponents, np.float64)
+        arrays[f"{number}/exponent"] = np.asarray(forward(params, driven), np.float64)
         done()
     return arrays
 
 
-def make_both(config: Config, cell: Cell) -> Any:
-    """Compile (keys [S], params of S seeds) -> (log norms [S, lags], top exponents [S])."""
+def init_seeds(network: Network, hidden: int, keys: jax.Array) -> CellParams:
+    """Parameters of every seed, leaves [S, ...].
 
-    def one(drawn: tuple[jax.Array, CellParams]) -> tuple[jax.Array, jax.Array]:
+    One after another: under vmap the gates' orthogonal draws are batched QRs side by side, which
+    can wait for each other for ever in the CPU's thread pool (jaxlib 0.10, 2 cores).
+    """
+    return lax.map(lambda key: network.init(key, hidden), keys)
+
+
+def compile_cell(config: Config, cell: Cell) -> tuple[Any, Any, Any]:
+    """(the path, log norms [S, lags], top exponents [S]), each a program of its own."""
+
+    def path(drawn: tuple[jax.Array, CellParams]) -> Driven:
         key, params = drawn
-        path = jax.random.fold_in(key, 1)
-        driven = drive(path, cell, params, config.lags + 1, settle=config.lags // 2)
-        curves = measure_layer_lags(cell, params, *driven)
+        key_path = jax.random.fold_in(key, 1)
+        return drive(key_path, cell, params, config.lags + 1, settle=config.lags // 2)
+
+    def reverse(drawn: tuple[CellParams, Driven]) -> jax.Array:
+        params, driven = drawn
+        return measure_layer_lags(cell, params, *driven).state[:, 0]
+
+    def forward(drawn: tuple[CellParams, Driven]) -> jax.Array:
+        params, driven = drawn
         # Where the tangents start they turn into the fastest direction, as the gradient does at
         # the other end of the path: as many steps are left out of both.
-        skip = first_lag(config)
         top = lyapunov_spectrum(
-            as_step(cell), params, driven.state, driven.x, exponents=1, warmup=skip
+            as_step(cell), params, driven.state, driven.x, exponents=1, warmup=first_lag(config)
         )
-        return curves.state[:, 0], top[0, 0]
+        return top[0, 0]
 
-    return jax.jit(lambda keys, params: lax.map(one, (keys, params)))
+    programs = [
+        jax.jit(lambda *drawn, one=one: lax.map(one, drawn)) for one in (path, reverse, forward)
+    ]
+    return programs[0], programs[1], programs[2]
 
 
 def first_lag(config: Config) -> int:

@@ -24,79 +24,81 @@ from lm.gradients.statistics import E_FOLD, FLOAT32_EPSILON, horizon
 FORGET_BIASES = np.linspace(-2, 6, 17)
 GAINS = np.linspace(0.25, 2.5, 16)
 SCALES = np.logspace(-2, 1, 13)  # standard deviation of the inputs
-SEEDS, ROWS, LANES = 2, 4, 32
+SEEDS, ROWS = 2, 4
 LEVELS = {"1/e": E_FOLD, "float32 epsilon": FLOAT32_EPSILON}
 AXES = {"lstm": FORGET_BIASES, "rnn": GAINS}
 MARKS = {"PyTorch": "o", "Keras": "s", "Flax": "^", "Haiku": "D"}
 
 
 def measure(config: Config, done: Done) -> Arrays:
-    """Per cell: "curves" [points, scales, lags], log norm, mean of seeds and rows; and of each
+    """Per cell: "curves" [points, scales, lags], log norm, mean over seeds and rows; and of each
     library "NAME" [lags] with its own embeddings as inputs, "NAME/unit" with unit variance."""
     arrays: Arrays = {}
     for name, across in AXES.items():
-        points = jnp.asarray(
-            [(a, s) for a in across for s in SCALES], jnp.float32
-        )  # every point of the plane
-        curves = jax.jit(make_plane(config, name))(points)
-        arrays[f"{name}/curves"] = np.asarray(curves, np.float32).reshape(
-            len(across), len(SCALES), -1
+        run = jax.jit(make_curves(config, name))
+        plane = run(
+            jax.jit(make_columns(config, name))(jnp.asarray(across, jnp.float32)),
+            jnp.broadcast_to(jnp.asarray(SCALES, jnp.float32), (len(across), len(SCALES))),
         )
-        for library in LIBRARIES:
-            if name in library.cells:
-                scales = jnp.asarray([library.embedding_std(config.hidden_size), 1.0])
-                own, unit = jax.jit(make_library(config, name, library))(scales)
-                arrays[f"{name}/{library.name}"] = np.asarray(own)
-                arrays[f"{name}/{library.name}/unit"] = np.asarray(unit)
+        arrays[f"{name}/curves"] = np.asarray(plane)
+        libraries = [library for library in LIBRARIES if name in library.cells]
+        drawn = [draw_library(config, name, library) for library in libraries]
+        scales = [[library.embedding_std(config.hidden_size), 1.0] for library in libraries]
+        found = run(jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), jnp.asarray(scales))
+        for library, (own, unit) in zip(libraries, np.asarray(found), strict=True):
+            arrays[f"{name}/{library.name}"] = own
+            arrays[f"{name}/{library.name}/unit"] = unit
         done()
     return arrays
 
 
-def make_plane(config: Config, name: str) -> Any:
-    """Points [P, 2] of (forget bias or gain, input scale) -> curves [P, lags]: one compilation."""
+def make_columns(config: Config, name: str) -> Any:
+    """Forget biases or gains [A] -> parameters, leaves [A, S, ...]: the same draw in each."""
     cell, hidden = CELLS[name], config.hidden_size
 
-    def change(params: CellParams, value: jax.Array) -> CellParams:
-        if cell.forget_gate is None:
-            return params._replace(w_h=params.w_h * value)
-        return params._replace(b=forget_bias_vector(cell, hidden, value, params.b.dtype))
+    def columns(across: jax.Array) -> CellParams:
+        drawn = lax.map(lambda key: init_params(key, cell, hidden, hidden), seed_keys())
 
-    def plane(points: jax.Array) -> jax.Array:
-        def seed(key: jax.Array) -> jax.Array:
-            params = init_params(key, cell, hidden, hidden)
+        def change(value: jax.Array) -> CellParams:
+            if cell.forget_gate is None:
+                return drawn._replace(w_h=drawn.w_h * value)
+            b = forget_bias_vector(cell, hidden, value, drawn.b.dtype)
+            return drawn._replace(b=jnp.broadcast_to(b, drawn.b.shape))
 
-            def one(point: jax.Array) -> jax.Array:
-                return mean_curve(config, name, key, change(params, point[0]), point[1])
+        return jax.vmap(change)(across)
 
-            # The points of a lane share W_h: one product of all their rows.
-            return lax.map(one, points, batch_size=LANES)
-
-        return jnp.mean(lax.map(seed, jax.random.split(jax.random.key(0), SEEDS)), axis=0)
-
-    return plane
+    return columns
 
 
-def make_library(config: Config, name: str, library: Library) -> Any:
-    """Input scales [n] -> curves [n, lags] of the library's own draw."""
-
-    def scales(scales: jax.Array) -> jax.Array:
-        def one(key: jax.Array, scale: jax.Array) -> jax.Array:
-            params = library.init(key, CELLS[name], config.hidden_size)
-            return mean_curve(config, name, key, params, scale)
-
-        keys = jax.random.split(jax.random.key(0), 2 * SEEDS)
-        return lax.map(lambda s: jnp.mean(jax.vmap(one, (0, None))(keys, s), axis=0), scales)
-
-    return scales
+def draw_library(config: Config, name: str, library: Library) -> CellParams:
+    """A library's own draws, leaves [S, ...]."""
+    drawn = [library.init(key, CELLS[name], config.hidden_size) for key in seed_keys()]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
 
-def mean_curve(
-    config: Config, name: str, key: jax.Array, params: CellParams, scale: jax.Array
-) -> jax.Array:
-    """log ||dL_T/ds_{T-lag}|| of the joint state, mean over rows, [lags]."""
+def seed_keys() -> jax.Array:
+    return jax.random.split(jax.random.key(0), SEEDS)
+
+
+def make_curves(config: Config, name: str) -> Any:
+    """(params, leaves [M, S, ...]; input scales [M, n]) -> log ||dL_T/ds_{T-lag}|| of the joint
+    state, mean over seeds and rows, [M, n, lags]. One compilation for all points."""
     cell = CELLS[name]
-    driven = drive(jax.random.fold_in(key, 1), cell, params, config.lags + 2, ROWS, scale=scale)
-    return jnp.mean(measure_layer_lags(cell, params, *driven).state, axis=1)
+
+    def one_draw(key: jax.Array, params: CellParams, scales: jax.Array) -> jax.Array:
+        def one_scale(scale: jax.Array) -> jax.Array:
+            path = jax.random.fold_in(key, 1)
+            driven = drive(path, cell, params, config.lags + 2, ROWS, scale=scale)
+            return jnp.mean(measure_layer_lags(cell, params, *driven).state, axis=1)
+
+        return jax.vmap(one_scale)(scales)  # all share W_h: one product for their rows
+
+    def one_setting(setting: tuple[CellParams, jax.Array]) -> jax.Array:
+        params, scales = setting
+        curves = lax.map(lambda seed: one_draw(seed[0], seed[1], scales), (seed_keys(), params))
+        return jnp.mean(curves, axis=0)
+
+    return lambda params, scales: lax.map(one_setting, (params, scales))
 
 
 def horizons(curves: np.ndarray, level: float) -> np.ndarray:
@@ -164,11 +166,11 @@ def draw(config: Config, arrays: Arrays) -> Any:
     caption = (
         f"At the start, hidden size {config.hidden_size}, W_h a rotation gate by gate times the "
         f"gain (LSTM: 1); geometric mean of ||dL_T/ds||, s the joint state, over {SEEDS} seeds, "
-        f"{ROWS} sequences each. Hatched: not within {config.lags} steps. Marks: libraries' "
-        "defaults for words (their own embedding layer, D = H), coloured and numbered by the horizon of the "
-        "library's own draw; placed by forget bias, input weights × embeddings, and gain (entries' "
-        f"standard deviation × √H). An LSTM's gain there: {gains('lstm')}. Haiku's RNN is a ReLU "
-        "network: not shown"
+        f"{ROWS} sequences each. Hatched: not within {config.lags} steps. Marks: what libraries "
+        "do with words when nothing is said (their own embedding layer, D = H), coloured and "
+        "numbered by the horizon of the library's own draw; placed by forget bias, input weights × "
+        "embeddings, and gain (entries' standard deviation × √H). An LSTM's gain there: "
+        f"{gains('lstm')}. Haiku's RNN is a ReLU network: not shown"
     )
     return page.dress(figure, describe(config, arrays)["finding"], caption)
 

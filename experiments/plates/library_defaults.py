@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.cells.cell import Cell, CellParams, forget_bias_vector
+from lm.linalg import orthogonal
 
 CUT = 0.8796  # standard deviation of a standard normal that is cut at -2 and 2
 
@@ -64,7 +65,7 @@ def init_keras(key: jax.Array, cell: Cell, hidden: int) -> CellParams:
     key_x, key_h = jax.random.split(key)
     bound = (6 / (hidden + width)) ** 0.5
     w_x = jax.random.uniform(key_x, (hidden, width), jnp.float32, -bound, bound)
-    w_h = jax.random.orthogonal(key_h, width)[:hidden]
+    w_h = orthogonal(key_h, width)[:hidden]
     return CellParams(w_x, w_h, forget_bias_vector(cell, hidden, 1.0, jnp.float32), ())
 
 
@@ -72,9 +73,7 @@ def init_flax(key: jax.Array, cell: Cell, hidden: int) -> CellParams:
     gates = len(cell.gates)
     key_x, key_h = jax.random.split(key)
     w_x = jax.random.truncated_normal(key_x, -2, 2, (hidden, gates * hidden)) / CUT / hidden**0.5
-    w_h = jnp.concatenate(
-        [jax.random.orthogonal(k, hidden) for k in jax.random.split(key_h, gates)], axis=1
-    )
+    w_h = jnp.concatenate([orthogonal(k, hidden) for k in jax.random.split(key_h, gates)], axis=1)
     return CellParams(w_x, w_h, jnp.zeros(gates * hidden), ())
 
 

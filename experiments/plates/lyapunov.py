@@ -133,7 +133,7 @@ def draw(config: Config, arrays: Arrays) -> Any:
 def label_lines(axis: Any, size: int) -> None:
     for colour, style, label in (
         ("#0072B2", "-", "largest: the gradient's slope"),
-        ("#56B4E9", "-", f"2nd to {size}th"),
+        ("#56B4E9", "-", f"the next {size - 1}"),
         ("#BBBBBB", "-", f"the other {size}"),
         ("#D55E00", "--", "ln sigmoid(forget bias): c alone"),
     ):

@@ -32,9 +32,9 @@ EMBEDDING = 16
 class Measured(NamedTuple):
     """Of one network, each [WIDTH] but `context`; entry 0 is lag 1, the token before the target."""
 
-    saliency: jax.Array  # log ||dL/dx||, mean over windows, nats
-    use: jax.Array  # nats per token that replacing the one token costs
-    context: jax.Array  # nats per token with the last 0 .. WIDTH tokens [WIDTH + 1]
+    saliency: Any  # log ||dL/dx||, mean over windows, nats
+    use: Any  # nats per token that replacing the one token costs
+    context: Any  # nats per token with the last 0 .. WIDTH tokens [WIDTH + 1]
 
 
 def measure(config: Config, done: Done) -> Arrays:
@@ -44,11 +44,11 @@ def measure(config: Config, done: Done) -> Arrays:
     text = sample_lag_process(jax.random.key(1), TOKENS, 1)[:, 0]
     batches = StreamBatches(np.asarray(text, np.int32), BATCH, BATCH)
     train = make_trainer(network, batches, LAG_SYMBOLS, RATE, (config.task_steps,))
-    look = jax.jit(lambda params: measure_network(network, params))
+    measures = make_measures(network)
     found = []
     for seed in range(config.seeds):
         ((_, params),) = train(seed, config.forget_bias)
-        found.append(jax.device_get(look(params)))
+        found.append(Measured(*(np.asarray(one(params)) for one in measures)))
         done()
     return {
         name: np.asarray([getattr(one, name) for one in found], np.float64)
@@ -56,19 +56,28 @@ def measure(config: Config, done: Done) -> Arrays:
     }
 
 
-def measure_network(network: ModelConfig, params: model.Params) -> Measured:
-    """All three measures on windows that training has not seen."""
+def make_measures(network: ModelConfig) -> tuple[Any, Any, Any]:
+    """params -> the fields of Measured, on windows that training has not seen."""
     key_text, key_change = jax.random.split(jax.random.key(2))
     tokens = sample_lag_process(key_text, WIDTH + 1, WINDOWS)
     inputs, targets = tokens[:-1], tokens[-1]
-    forward = run_model(network, params, model.init_carry(network, WINDOWS), inputs)
-    injected = inject_at(WIDTH, WIDTH - 1, loss_gradient(params, forward.h[-1], targets))
-    d_x = pull_back_model(network, params, forward, injected)[0].d_x
-    saliency = (d_x.log + log_norm(d_x.unit))[::-1]
-    use = measure_replaced_token(network, params, inputs, targets, key_change)
-    kept = jnp.arange(WIDTH + 1)
-    context = measure_context(network, params, inputs, targets, kept, cut, key_change)
-    return Measured(jnp.mean(saliency, axis=1), jnp.mean(use, axis=1), jnp.mean(context, axis=1))
+
+    def saliency(params: model.Params) -> jax.Array:
+        forward = run_model(network, params, model.init_carry(network, WINDOWS), inputs)
+        injected = inject_at(WIDTH, WIDTH - 1, loss_gradient(params, forward.h[-1], targets))
+        d_x = pull_back_model(network, params, forward, injected)[0].d_x
+        return jnp.mean((d_x.log + log_norm(d_x.unit))[::-1], axis=1)
+
+    def use(params: model.Params) -> jax.Array:
+        cost = measure_replaced_token(network, params, inputs, targets, key_change)
+        return jnp.mean(cost, axis=1)
+
+    def context(params: model.Params) -> jax.Array:
+        kept = jnp.arange(WIDTH + 1)
+        nats = measure_context(network, params, inputs, targets, kept, cut, key_change)
+        return jnp.mean(nats, axis=1)
+
+    return jax.jit(saliency), jax.jit(use), jax.jit(context)
 
 
 def describe(config: Config, arrays: Arrays) -> Found:

@@ -30,31 +30,32 @@ RNN = CELLS["rnn"]
 def measure(config: Config, done: Done) -> Arrays:
     """Per side: "naive", a float32 norm [lags]; "entries" and "recovered", log norms [lags]."""
     arrays: Arrays = {}
+    run, naive, pull_back = jax.jit(forward), jax.jit(autodiff), jax.jit(recover)
     for side in SIDES:
         params, driven = make_network(config, side)
-        cotangents = jax.jit(autodiff)(params, driven)
+        cotangents = naive(params, driven)
         arrays[f"{side}/naive"] = np.asarray(jnp.linalg.norm(cotangents, axis=-1))[::-1]
         arrays[f"{side}/entries"] = np.asarray(log_norm(cotangents))[::-1]
-        _, trace = jax.jit(forward)(params, driven)
-        arrays[f"{side}/recovered"] = recovered(params, trace, driven.d_h)
+        path = (params, run(params, driven), driven.d_h)
+        arrays[f"{side}/recovered"] = np.asarray(pull_back(*path))
         # The same path in both: an exploding network is chaotic, and float64 would walk another.
         with jax.enable_x64(True):
-            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, trace, driven.d_h))
-            arrays[f"{side}/float64"] = recovered(*wide)
+            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), path)
+            arrays[f"{side}/float64"] = np.asarray(pull_back(*wide))
         done()
     return arrays
 
 
-def forward(params: CellParams, driven: Driven) -> tuple[Any, Trace]:
+def forward(params: CellParams, driven: Driven) -> Trace:
     z = project(driven.x, params.w_x, params.b)
-    return run_forward(RNN, params.w_h, params.vectors, driven.state, z, None)
+    return run_forward(RNN, params.w_h, params.vectors, driven.state, z, None)[1]
 
 
-def recovered(params: CellParams, trace: Trace, d_h: jax.Array) -> np.ndarray:
+def recover(params: CellParams, trace: Trace, d_h: jax.Array) -> jax.Array:
     """log ||dL_T/dh_{T-lag}|| by the backward pass in log space, [lags] nats."""
     time = trace.h.shape[0]
-    pull_back = jax.jit(lambda p, t, d: pull_back_log(RNN, p, t, inject_at(time, time - 1, d)))
-    return np.asarray(pull_back(params, trace, d_h).log_norms.h[::-1, 0])
+    flow = pull_back_log(RNN, params, trace, inject_at(time, time - 1, d_h))
+    return flow.log_norms.h[::-1, 0]
 
 
 def make_network(config: Config, side: str) -> tuple[CellParams, Driven]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from lm.linalg import orthogonal
+
 Vectors = tuple[jax.Array, ...]  # parameters that enter the gates elementwise, each [H]
 Tape = Any  # whatever `pull_back` needs to know of one step: arrays with leading [B]
 
@@ -144,9 +146,7 @@ def init_params(
     if cell.recurrent_init == "identity":
         blocks = [jnp.eye(hidden, dtype=dtype)] * gates
     else:
-        blocks = [
-            jax.random.orthogonal(k, hidden, dtype=dtype) for k in jax.random.split(key_h, gates)
-        ]
+        blocks = [orthogonal(k, hidden, dtype) for k in jax.random.split(key_h, gates)]
     w_h = jnp.concatenate(blocks, axis=1) * jnp.asarray(recurrent_gain, dtype)
     b = gate_bias_vector(key_b, cell, hidden, forget_bias, chrono, dtype)
     return CellParams(w_x, w_h, b, tuple(jnp.zeros(hidden, dtype) for _ in range(cell.vectors)))
@@ -171,7 +171,7 @@ def chrono_bias_vector(
     With inputs at 0 the forget gate's time scale 1 / (1 - f) is then uniform on [2, longest]
     steps. Cells without an input gate get b_f alone, cells without a forget gate nothing.
 
-    Source: Tallec & Ollivier 2018 (arXiv:1804.11188), equation 16.
+    Source: Tallec & Ollivier 2018 (arXiv:1804.11188).
 
     Args:
       longest: T_max, the longest time to be remembered, in steps, at least 2.

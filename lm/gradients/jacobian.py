@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from lm.linalg import qr, singular_values, spectral_norm
 from lm.log_space import log_norm
 from lm.recurrence import Step
 
@@ -97,7 +98,9 @@ def product_log_norms(jacobians: jax.Array) -> JacobianNorms:
     _, (log, unit) = lax.scan(step, (zero, eye), jacobians, reverse=True)
     log = jnp.concatenate([zero[None], log[::-1]])
     unit = jnp.concatenate([eye[None], unit[::-1]])
-    largest = lax.map(lambda m: jnp.linalg.svd(m, compute_uv=False)[..., 0], unit)
+    largest = lax.map(
+        lambda m: jnp.vectorize(singular_values, signature="(n,n)->(n)")(m)[..., 0], unit
+    )
     return JacobianNorms(
         spectral=log + jnp.log(largest),
         frobenius=log + log_norm(unit.reshape(*unit.shape[:-2], -1)),
@@ -121,7 +124,7 @@ def pascanu_bound(w_h: jax.Array, lags: jax.Array, gamma: float = 1.0) -> jax.Ar
     radius, which is false: see `tests/test_jacobian.py`, where the radius is 0 and the product
     passes 10^6.
     """
-    return lags * jnp.log(gamma * jnp.linalg.norm(w_h, 2))
+    return lags * jnp.log(gamma * spectral_norm(w_h))
 
 
 def slope_bound(w_h: jax.Array, slopes: jax.Array) -> jax.Array:
@@ -133,7 +136,7 @@ def slope_bound(w_h: jax.Array, slopes: jax.Array) -> jax.Array:
     Returns:
       [T + 1, B] nats.
     """
-    each = jnp.log(jnp.max(jnp.abs(slopes), axis=-1)) + jnp.log(jnp.linalg.norm(w_h, 2))
+    each = jnp.log(jnp.max(jnp.abs(slopes), axis=-1)) + jnp.log(spectral_norm(w_h))
     total = jnp.cumsum(each[::-1], axis=0)
     return jnp.concatenate([jnp.zeros_like(total[:1]), total])
 
@@ -165,7 +168,7 @@ def singular_spectrum(jacobians: jax.Array, lags: jax.Array) -> jax.Array:
     def through(carry: Any, j_t: jax.Array) -> tuple[Any, Any]:
         q, log, product = carry
         log, product = scale_matrix(log, j_t @ product)
-        q, r = jnp.linalg.qr(j_t @ q)
+        q, r = qr(j_t @ q)
         return (q, log, product), (r, log, product)
 
     start = (eye, jnp.zeros((), jacobians.dtype), eye)
@@ -174,7 +177,7 @@ def singular_spectrum(jacobians: jax.Array, lags: jax.Array) -> jax.Array:
 
     def one_lag(lag: jax.Array) -> jax.Array:
         swept = sweep_to_convergence(triangles, lag)
-        direct = jnp.linalg.svd(products[lag - 1], compute_uv=False)
+        direct = singular_values(products[lag - 1])
         resolved = direct[-1] > direct[0] * jnp.finfo(direct.dtype).eps ** 0.3
         return jnp.where(resolved, logs[lag - 1] + jnp.log(direct), swept)
 
@@ -189,7 +192,7 @@ def sweep_to_convergence(triangles: jax.Array, lag: jax.Array) -> jax.Array:
     def sweep(factors: jax.Array) -> jax.Array:
         def one(t: jax.Array, carry: Any) -> Any:
             q, swept = carry
-            q, r = jnp.linalg.qr(factors[lag - 1 - t].T @ q)
+            q, r = qr(factors[lag - 1 - t].T @ q)
             return q, swept.at[t].set(r)
 
         return lax.fori_loop(0, lag, one, (eye, factors))[1]

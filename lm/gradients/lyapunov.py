@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.gradients.jacobian import row_map
+from lm.linalg import orthogonal, qr
 from lm.recurrence import Step
 
 
@@ -53,11 +54,11 @@ def lyapunov_spectrum(
             f"warmup is {warmup}; wanted 0 to {x.shape[0] - 1}, within the {len(x)} steps"
         )
     # Not the identity: a tangent along an axis may never meet the fastest direction.
-    start = jax.random.orthogonal(jax.random.key(0), size, dtype=flat.dtype)[:, :count]
+    start = orthogonal(jax.random.key(0), size, flat.dtype)[:, :count]
 
     def push(row: jax.Array, x_t: jax.Array, q: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         new, tangent = jax.linearize(lambda s: advance(s, x_t), row)
-        q, r = jnp.linalg.qr(jax.vmap(tangent, in_axes=1, out_axes=1)(q))
+        q, r = qr(jax.vmap(tangent, in_axes=1, out_axes=1)(q))
         return new, q, jnp.log(jnp.abs(jnp.diagonal(r)))
 
     def scan_step(carry: Any, inputs: Any) -> tuple[Any, None]:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import figures
-from experiments.claim_outcome import Outcome, Verdict, draw_level, label_figure, seeds_text
-from experiments.task_training import Hyper, Network, TaskRun, make_train_task, run_seeds
+from experiments.claim.outcome import Outcome, Verdict, draw_level, label_figure, seeds_text
+from experiments.task_training import BATCH, Hyper, Network, TaskRun, make_train_task, run_seeds
+from lm.cells import CELLS
 from lm.tasks import TASKS, Task
 
 WINDOW = 25  # steps that a training loss is averaged over, 800 sequences
@@ -38,7 +39,7 @@ class TaskClaim:
       name: C2 to C7.
       statement: what is claimed, in a sentence.
       threshold: what passes, in words.
-      seconds: on one core, for the progress bar.
+      seconds: that it takes on a CPU, for the progress bar.
       task: name in TASKS.
       length: T, or copy's delay, in steps.
       steps: of training.
@@ -97,11 +98,18 @@ class TaskClaim:
         """What a figure must say of how it was made."""
         task = TASKS[self.task](self.length)
         clips = {arm.clip for arm in self.arms}
-        clip = f", clip {clips.pop():g}" if len(clips) == 1 else ""
-        return (
-            f"{task.name}, T = {self.length}; H = {self.arms[0].network.hidden}, "
-            f"Adam {self.learning_rate:g}, batch 32{clip}, {self.steps} steps, "
-            f"{seeds_text(self.seeds)}"
+        gated = [arm for arm in self.arms if CELLS[arm.network.cell].forget_gate]
+        biases = {arm.forget_bias for arm in gated if not arm.network.chrono}
+        scales = {arm.network.input_std for arm in self.arms} - {None}
+        return "".join(
+            [
+                f"{task.name}, T = {self.length}; H = {self.arms[0].network.hidden}",
+                f", forget bias {biases.pop():g}" if len(biases) == 1 else "",
+                f", ReLU RNN: weights of sd {scales.pop():g}" if scales else "",
+                f"; Adam {self.learning_rate:g}, batch {BATCH}",
+                f", clip {clips.pop():g}" if len(clips) == 1 else "",
+                f", {self.steps} steps, {seeds_text(self.seeds)}",
+            ]
         )
 
     def plot(
@@ -110,12 +118,12 @@ class TaskClaim:
         """The loss of every run against the step, and every run's score."""
         figure, (left, right) = figures.new_figure(2)
         task = TASKS[self.task](self.length)
-        log_scores = self.scored != ERROR
+        log_scores = task.loss == "squared"
+        lowest = np.log10(task.baseline)
         for place, arm in enumerate(self.arms):
-            draw_losses(left, arrays[f"{arm.label}/losses"], arm)
+            lowest = min(lowest, draw_losses(left, arrays[f"{arm.label}/losses"], arm))
             draw_scores(right, arrays[f"{arm.label}/score"], arm.colour, place, log_scores)
         draw_level(left, np.log10(task.baseline), "remembering nothing", ":")
-        lowest = min(np.nanmin(line.get_ydata()) for line in left.get_lines())
         left.set_ylim(lowest - 0.1, min(left.get_ylim()[1], np.log10(task.baseline) + 0.6))
         unit = "mean squared error" if task.loss == "squared" else "nats per answer"
         left.set(
@@ -173,14 +181,15 @@ def final_loss(run: TaskRun) -> np.ndarray:
     return np.asarray(run.loss, np.float64)
 
 
-def draw_losses(axis: Any, losses: np.ndarray, arm: Arm) -> None:
-    """log10 of every seed's windowed loss, thin, and their median, thick, where they are finite."""
+def draw_losses(axis: Any, losses: np.ndarray, arm: Arm) -> float:
+    """log10 of every seed's windowed loss, thin, their median, thick; returns the lowest."""
     with np.errstate(invalid="ignore", over="ignore"):
         logs = np.log10(windowed(losses))
     steps = (np.arange(logs.shape[1]) + 1) * min(WINDOW, losses.shape[1])
     finite = np.ma.masked_invalid(logs)
     axis.plot(steps, finite.T, color=arm.colour, linewidth=0.7, alpha=0.3)
     axis.plot(steps, np.ma.median(finite, axis=0), color=arm.colour, linewidth=2.2, label=arm.label)
+    return float(finite.min()) if finite.count() else np.inf
 
 
 def draw_scores(axis: Any, scores: np.ndarray, colour: str, place: int, log: bool) -> None:

@@ -10,8 +10,8 @@ from matplotlib import font_manager, ft2font
 from matplotlib import pyplot as plt
 
 from experiments import figures
-from experiments.reading import gate_order, keeping_gate
-from experiments.walkthrough_text import START, format_p
+from experiments.walk.reading import gate_order, keeping_gate
+from experiments.walk.text import START, format_p
 from lm.cells import CELLS
 from lm.data.vocabulary import UNKNOWN
 

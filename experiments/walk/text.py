@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reading import Reading, Sentence
+from experiments.walk.reading import Reading, Sentence
 from lm.cells import CELLS
 from lm.data.vocabulary import END, UNKNOWN_ID, Vocabulary
 

@@ -5,7 +5,7 @@ Fixed before the measurement. A score that is NaN passes nothing.
 
 import numpy as np
 
-from experiments.claim_outcome import Verdict
+from experiments.claim.outcome import Verdict
 from lm.gradients.statistics import seed_band
 from lm.tasks import Task
 

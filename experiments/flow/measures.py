@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.gradient_subjects import Subject, cast
+from experiments.flow.subjects import Subject, cast
 from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import figures, run_folder
-from experiments.gradient_measures import CONTEXT_ROWS, TAU_EDGES
-from experiments.gradient_table import Arrays, forget_gate_start, headline, measured
+from experiments.flow.measures import CONTEXT_ROWS, TAU_EDGES
+from experiments.flow.table import Arrays, forget_gate_start, headline, measured
 from lm.cells import CELLS
 from lm.gradients.statistics import FLOAT32_EPSILON, seed_band
 

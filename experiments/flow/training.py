@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import run_folder
-from experiments.gradient_measures import Arrays, compile_measures, measure_context_use
-from experiments.gradient_subjects import Subject, task_subject, text_subject
+from experiments.flow.measures import Arrays, compile_measures, measure_context_use
+from experiments.flow.subjects import Subject, task_subject, text_subject
 from experiments.task_training import Hyper as TaskHyper
 from experiments.task_training import Network as TaskNetwork
 from experiments.task_training import TaskParams, make_train_task, run_seeds

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import figures
-from experiments.claim_outcome import (
+from experiments.claim.outcome import (
     BLUE,
     GREEN,
     PURPLE,
@@ -66,7 +66,7 @@ class SlopeClaim:
         "|slope - exponent| below 0.01; slope of bias 0 / tanh in 0.85 to 1.1; tanh / bias 1 "
         "above 2; tanh / bias 3 above 20"
     )
-    seconds: float = 25
+    seconds: float = 7
     hidden: int = 64
     length: int = 400
     rows: int = 4
@@ -215,7 +215,7 @@ class ContextClaim:
         f"within 0.03 nats of Bayes, {lag_bayes_nats():.3f}, for every n >= {LAG}; at least "
         f"ln {LAG_SYMBOLS} = {np.log(LAG_SYMBOLS):.3f} for every n < {LAG}"
     )
-    seconds: float = 30
+    seconds: float = 15
     seeds: int = 1
     steps: int = 1500
     groups: int = 5

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import EXPERIMENTS, report_tables, run_folder
-from experiments.report_figures import Figure, load_figures, words
-from experiments.report_tables import Table, Value, value
+from experiments import EXPERIMENTS, run_folder
+from experiments.page import tables as report_tables
+from experiments.page.svg import Figure, load_figures, words
+from experiments.page.tables import Table, Value, value
 
 SPLITS = {"valid": "validation", "test": "test"}
 MOST_NUMBERS = 8

@@ -10,8 +10,17 @@ row of the loss or error of a training step, which is on unseen data; "after tra
 
 import numpy as np
 
-from experiments.claim_outcome import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from experiments.claim_verdicts import (
+from experiments.claim.outcome import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from experiments.claim.task_claim import (
+    BEST,
+    ERROR,
+    Arm,
+    TaskClaim,
+    best_error,
+    best_loss,
+    final_loss,
+)
+from experiments.claim.verdicts import (
     judge_clipping,
     judge_copy,
     judge_forget_bias,
@@ -19,16 +28,17 @@ from experiments.claim_verdicts import (
     judge_identity,
     judge_order,
 )
-from experiments.task_claim import BEST, ERROR, Arm, TaskClaim, best_error, best_loss, final_loss
 from experiments.task_training import Network
 
+# Le et al. 2015 draw these weights with a standard deviation of 0.001, for plain SGD. With Adam
+# at 1e-3 no such run left the baseline in 2500 steps (best error 0.165); from 0.1 all do.
 IDENTITY = Network("irnn", 64, input_std=0.1, readout_std=0.1)
 
 C2 = TaskClaim(
     name="C2",
     statement="Temporal order: an LSTM with forget bias 1 learns it, one with 0 does not",
     threshold="errors below 1 % in at least 9/10 runs with bias 1 and at most 2/10 with bias 0",
-    seconds=60,
+    seconds=42,
     task="temporal_order",
     length=60,
     steps=1000,
@@ -47,7 +57,7 @@ C3 = TaskClaim(
     name="C3",
     statement="Adding over 150 steps: an identity-initialised ReLU RNN learns it, a tanh RNN not",
     threshold="best error below 0.01 in at least 9/10 ReLU RNNs, below 0.1 in 0/10 tanh RNNs",
-    seconds=120,
+    seconds=68,
     task="adding",
     length=150,
     steps=2500,
@@ -65,8 +75,9 @@ C3 = TaskClaim(
 C4 = TaskClaim(
     name="C4",
     statement="The identity-initialised ReLU RNN needs gradient clipping to learn adding",
-    threshold="best error below 0.01 in at least 9/10 clipped runs, below 0.1 in at most 1/10 free",
-    seconds=60,
+    threshold="best error below 0.01 in at least 9/10 clipped runs, below 0.1 in at most 1/10 "
+    "unclipped",
+    seconds=35,
     task="adding",
     length=150,
     steps=1500,
@@ -85,7 +96,7 @@ C5 = TaskClaim(
     name="C5",
     statement="Copying over 20 steps: a tanh RNN stays at the baseline without memory, an LSTM not",
     threshold="every tanh RNN within 1 % of the baseline, every LSTM at most 0.93 of it",
-    seconds=45,
+    seconds=18,
     task="copy",
     length=20,
     steps=1500,
@@ -104,7 +115,7 @@ C6 = TaskClaim(
     name="C6",
     statement="Adding over 100 steps: chrono initialisation beats forget bias 1, which beats 0",
     threshold="each step of the order is a factor of at least 2 in the geometric mean of 8 seeds",
-    seconds=140,
+    seconds=86,
     task="adding",
     length=100,
     steps=1000,
@@ -126,7 +137,7 @@ C7 = TaskClaim(
     "of them independent",
     threshold="error without input gate at least 3 times the full LSTM's, without forget gate "
     "at least 2 times, with coupled gates at most as large",
-    seconds=110,
+    seconds=66,
     task="adding",
     length=50,
     steps=1500,

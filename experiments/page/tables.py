@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.report_figures import words
+from experiments.page.svg import words
 
 LONGEST_LIST = 12  # items of a list shown in one cell
 MOST_ROWS = 1000

@@ -1,0 +1,1 @@
+"""The claims of the field, and how each is settled."""

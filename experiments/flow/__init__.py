@@ -1,0 +1,1 @@
+"""What gradient_flow measures, on what, and how it is drawn."""
