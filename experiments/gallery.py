@@ -12,7 +12,7 @@ Prediction: forward and reverse mode agree to 0.01 nats per step; plain float32 
 tanh RNN's curve; forget bias sets the LSTM's horizon until the input's scale drowns it; a
 gradient points at tokens that are of no use.
 
-    ./launch.sh gallery                            under 6 minutes on 2 CPU cores
+    ./launch.sh gallery                            3 minutes on 2 CPU cores
     ./launch.sh gallery --figures=certificate,underflow      under a minute
     ./launch.sh gallery --figures=gram --cells=rnn,cifg --forget_bias=3
 """

@@ -2,7 +2,7 @@
 
 The library parses no flags, draws no plots and prints nothing. Imports run one way:
 
-    tables <- cells <- config <- data
+    tables, log_space, linalg, tasks <- cells <- config <- data
               cells <- recurrence <- model <- loss, optim <- {train, evaluate, generate, gradients}
 
 Shape letters, used in every docstring and line-end comment:

@@ -13,7 +13,7 @@ from experiments.laws import CHECKS, Law, closed_form, error, gates
 LAWS = [(number, law) for number, measure in CHECKS.items() for law in measure.laws]
 
 
-@pytest.mark.parametrize(("number", "law"), LAWS)
+@pytest.mark.parametrize(("number", "law"), LAWS, ids=[law.function for _, law in LAWS])
 def test_every_law_holds_in_float64(number, law):
     found = checks.hold(law, ("float64",))
     assert found["verdict"] == "passed", (number, law, found)

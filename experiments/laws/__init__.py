@@ -1,8 +1,8 @@
 """Laws that the laboratory's measures must obey, and which measure obeys which.
 
-One function a law: dtype -> (largest error, tolerance), in the unit that the table of
-`experiments.checks` names. Networks are small, and made by NumPy in float64. Tolerances stand
-some ten times above the errors seen on CPUs. A new law is its function and a line here.
+One function a law: dtype -> (largest error, tolerance), in the unit that `CHECKS` names.
+Networks are small, and made by NumPy in float64. Tolerances stand some ten times above the errors
+seen on CPUs. A new law is its function and a line here.
 """
 
 from typing import NamedTuple

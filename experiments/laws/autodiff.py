@@ -52,6 +52,7 @@ SIGMOID = make_cell(
 
 
 def jacobian_products(dtype: str) -> Found:
+    """Tanh RNN and LSTM: dL_T/dh_T times J_T ... J_{t+1}, multiplied out in NumPy."""
     errors = []
     for cell in (TANH_RNN, LSTM):
         layer = make_layer(cell, dtype, 60)
@@ -79,7 +80,7 @@ def norm_bounds(dtype: str) -> Found:
     excess = [0.0]
     lags = jnp.arange(61, dtype=dtype)
     for cell, gamma in ((TANH_RNN, 1.0), (SIGMOID, 0.25)):
-        layer = make_layer(cell, dtype, 60, batch=2, hidden=6)
+        layer = make_layer(cell, dtype, 60)
         w_h = 1.3 * layer.params.w_h
         driven = layer.params._replace(w_h=w_h), layer.state, layer.x
         h = compiled_states(cell, *driven).h[1:]
@@ -93,7 +94,7 @@ def norm_bounds(dtype: str) -> Found:
 
 def mean_square(dtype: str) -> Found:
     """An orthonormal basis of loss gradients, a row each, on one and the same input."""
-    cell, hidden, time = TANH_RNN, 6, 40
+    cell, hidden, time = TANH_RNN, 4, 60
     layer = make_layer(cell, dtype, time, hidden=hidden)
     frobenius = compiled_norms(compiled_jacobians(cell, *layer[:3])).frobenius[:time, 0]
     rows = jax.tree.map(lambda s: jnp.broadcast_to(s, (hidden, hidden)), layer.state)
@@ -129,6 +130,7 @@ def compiled_gram(cell: Cell, layer: Layer) -> Any:
 
 
 def untied_copies(dtype: str) -> Found:
+    """Norms and cosines of the Gram matrix."""
     layer = make_layer(LSTM, dtype, 25, batch=2)
     copies = float64(untied_gradients(LSTM, layer)).reshape(25, -1)
     gram = compiled_gram(LSTM, layer)[0]
@@ -141,6 +143,7 @@ def untied_copies(dtype: str) -> Found:
 
 
 def component_sum(dtype: str) -> Found:
+    """The norm of the whole gradient, the shares by lag, and their sum."""
     layer = make_layer(LSTM, dtype, 25, batch=2)
     copies = float64(untied_gradients(LSTM, layer)).reshape(25, -1)
     whole = copies.sum(axis=0)
@@ -154,6 +157,7 @@ def component_sum(dtype: str) -> Found:
 
 
 def separate_lengths(dtype: str) -> Found:
+    """An LSTM from h_0 = 0, a gradient of its own for every length."""
     lengths = (1, 2, 5, 20, 100, 400)
     layer = make_layer(LSTM, dtype, lengths[-1])
     zero = jax.tree.map(jnp.zeros_like, layer.state)
@@ -175,11 +179,12 @@ def separate_lengths(dtype: str) -> Found:
 
 
 def log_determinant(dtype: str) -> Found:
+    """All exponents of an LSTM's joint state (c and h) together."""
     layer = make_layer(LSTM, dtype, 2000, hidden=8)
     found = float64(compiled_exponents(LSTM, *layer[:3]))
     jacobians = compiled_jacobians(LSTM, *layer[:3])
     logs = np.linalg.slogdet(float64(jacobians))[1].mean(axis=0)
-    return log_error(found.sum(axis=1), logs), tolerance(dtype, 1e-12, 1e-4)
+    return log_error(found.sum(axis=1), logs), tolerance(dtype, 1e-12, 2e-4)
 
 
 def largest_exponent(dtype: str) -> Found:

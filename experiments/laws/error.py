@@ -8,6 +8,7 @@ Found = tuple[float, float]  # largest error, tolerance
 
 
 def tolerance(dtype: str, float64: float, float32: float) -> float:
+    """The one of the two that belongs to `dtype`."""
     return float64 if dtype == "float64" else float32
 
 

@@ -58,7 +58,7 @@ def bias_time_scales(dtype: str) -> Found:
 
 def chrono_time_scales(dtype: str) -> Found:
     """Kolmogorov's distance of 100,000 time scales from the uniform distribution."""
-    units, longest = 100_000, 500
+    units, longest = 100_000, 50
 
     @jax.jit
     def measure(edges: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 
 from experiments.plates import page
 from experiments.plates.driven import drive
@@ -21,7 +21,7 @@ from lm.cells.cell import CellParams, forget_bias_vector, init_params
 from lm.gradients.flow import measure_layer_lags
 from lm.gradients.statistics import E_FOLD, FLOAT32_EPSILON, horizon
 
-FORGET_BIASES = np.linspace(-2, 6, 17)
+FORGET_BIASES = np.linspace(-2, 3, 11)
 GAINS = np.linspace(0.25, 2.5, 16)
 SCALES = np.logspace(-2, 1, 13)  # standard deviation of the inputs
 SEEDS, ROWS = 2, 4
@@ -162,7 +162,7 @@ def draw(config: Config, arrays: Arrays) -> Any:
                 yscale="log",
             )
             axis.grid(False)
-        page.colour_bar(figure, image, axes[f"rnn {level}"], "horizon (steps beyond lag 1)")
+        page.colour_bar(figure, image, axis, "horizon (steps beyond lag 1)")
     caption = (
         f"At the start, hidden size {config.hidden_size}, W_h a rotation gate by gate times the "
         f"gain (LSTM: 1); geometric mean of ||dL_T/ds||, s the joint state, over {SEEDS} seeds, "
@@ -189,12 +189,11 @@ def draw_plane(axis: Any, across: np.ndarray, curves: np.ndarray, nats: float, l
         across, SCALES, np.ma.masked_where(beyond, np.maximum(steps, 0.1)),
         norm=LogNorm(least, lags), cmap="cividis", shading="nearest",
     )  # fmt: skip
-    if beyond.any():
-        axis.contourf(
-            across, SCALES, beyond.astype(float), levels=[0.5, 1.5], colors="none",
-            hatches=["///"],
-        )  # fmt: skip
-    levels = [level for level in (2, 5, 10, 20, 50, 100, 200, 500) if least <= level < lags]
+    axis.pcolor(
+        across, SCALES, np.ma.masked_where(~beyond, np.ones(beyond.shape)),
+        cmap=ListedColormap(["white"]), shading="nearest", hatch="///", linewidth=0,
+    )  # fmt: skip
+    levels = (2, 5, 20) if nats == E_FOLD else (50, 100, 200)
     lines = axis.contour(
         across, SCALES, np.log(np.where(beyond, 2.0 * lags, np.maximum(steps, 0.1))),
         levels=np.log(levels), colors="white", linewidths=1,

@@ -121,8 +121,8 @@ def draw(config: Config, arrays: Arrays) -> Any:
         )
     first = axes[config.cells[0]]
     first.set_ylabel(r"singular values of $\partial s_T/\partial s_{T-\mathrm{lag}}$ (joint state)")
-    for name in config.cells:
-        figures.label_log10(axes[name])
+    deepest = min(config.cells, key=lambda name: arrays[f"{name}/swept"].min())
+    figures.label_log10(axes[deepest])  # the panels share one axis
     first.legend(loc="lower left", fontsize=9.5)
     caption = (
         f"At the start, hidden size {config.hidden_size // 2}, inputs N(0, 1), one sequence, seed "
