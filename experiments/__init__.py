@@ -9,6 +9,7 @@ EXPERIMENTS: dict[str, str] = {
     "claims": "measure eight claims of the field; a verdict, a table and a figure each",
     "checks": "hold every gradient measure against laws that are known exactly",
     "gallery": "figures of gradient flow that nobody else draws, each with its finding",
+    "flow_speed": "time the laboratory's one pass against a loop over lengths",
     "throughput": "time the engine's backward pass against autodiff through lax.scan",
     "report": "a page about one run or several, with figures and tables that sort",
 }

@@ -2,7 +2,8 @@
 
 The gradient's norm against T = 1 .. 512 for an RNN and an LSTM, several seeds, end to end with
 compilation: the laboratory's one pass against what one would write in PyTorch (nn.RNN and
-nn.LSTM, eager) and in Flax (nn.RNN, compiled): a forward and a backward pass for every length.
+nn.LSTM, eager) and in Flax (nn.RNN, compiled for every length, or compiled once for the longest
+with the shorter ones masked): a forward and a backward pass for every length.
 The loops run at `--samples` lengths, evenly spread, and what all lengths would take is worked
 out from those; `--samples=512` runs them all. PyTorch is left out where it is not installed.
 
@@ -43,6 +44,7 @@ if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
 import dataclasses
+import functools
 import importlib.util
 import time
 from collections.abc import Callable
@@ -122,7 +124,10 @@ def compare_loops(config: Config) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"way": "one pass", "seconds": ours, "ratio": 1.0, "lengths_run": config.length}
     ]
-    loops = {"Flax, a compilation a length": time_flax}
+    loops = {
+        "Flax, compiled for each length": time_flax,
+        "Flax, compiled once, masked": time_masked,
+    }
     if importlib.util.find_spec("torch"):
         loops["PyTorch, eager"] = time_torch
     else:
@@ -130,7 +135,9 @@ def compare_loops(config: Config) -> list[dict[str, Any]]:
     for way, timed in loops.items():
         each = np.asarray([timed(config, int(length)) for length in lengths])
         # The seconds at all lengths from those at the lengths run, straight lines between.
-        total = float(np.interp(np.arange(1, config.length + 1), lengths, each).sum())
+        compiling = each[0] - np.median(each) if way.endswith("masked") and len(each) > 2 else 0.0
+        each[0] -= max(0.0, compiling)
+        total = float(np.interp(np.arange(1, config.length + 1), lengths, each).sum()) + compiling
         rows.append(
             {"way": way, "seconds": total, "ratio": total / ours, "lengths_run": len(lengths)}
         )
@@ -171,6 +178,37 @@ def time_flax(config: Config, length: int) -> float:
 
         jax.block_until_ready(jax.jit(jax.vmap(norm))(jnp.arange(config.seeds)))
     return time.perf_counter() - start
+
+
+def time_masked(config: Config, length: int) -> float:
+    """Both cells at one length with the program of the longest; the first call compiles it."""
+    start = time.perf_counter()
+    for name in CELLS_TIMED:
+        run = masked_program(name, config.hidden_size, config.length)
+        jax.block_until_ready(run(jnp.arange(config.seeds), jnp.asarray(length)))
+    return time.perf_counter() - start
+
+
+@functools.cache
+def masked_program(name: str, hidden: int, longest: int) -> Callable[..., jax.Array]:
+    """(seeds, length) -> norms, by Flax's own masking of sequences shorter than the longest."""
+    cell = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell}[name]
+    layer = nn.RNN(cell(hidden), return_carry=True)
+
+    def norm(seed: jax.Array, length: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(seed), 3)
+        x = jax.random.normal(keys[1], (1, longest, hidden))
+        carry = layer.cell.initialize_carry(keys[0], (1, hidden))
+        params = layer.init(keys[0], x)
+        weight = jax.random.normal(keys[2], (1, hidden))
+
+        def loss(carry: Any) -> jax.Array:
+            last, _ = layer.apply(params, x, initial_carry=carry, seq_lengths=length[None])
+            return jnp.vdot(jax.tree.leaves(last)[-1], weight)
+
+        return jnp.linalg.norm(jax.tree.leaves(jax.grad(loss)(carry))[-1])
+
+    return jax.jit(jax.vmap(norm, in_axes=(0, None)))
 
 
 def time_torch(config: Config, length: int) -> float:
@@ -331,9 +369,9 @@ def plot(folder: Path) -> list[Path]:
     right.set_xticks(lengths, [f"{t:,}" for t in lengths])
     right.set_xticks([], minor=True)
     right.legend()
-    best = max(row["ratio"] for row in results["loops"])
+    least = min(row["ratio"] for row in results["loops"][1:])
     figure.suptitle(
-        f"One backward pass gives every lag: {best:,.0f} times faster than a loop over lengths",
+        f"One backward pass gives every lag: {least:,.0f} times faster than any loop over lengths",
         x=0.01,
         ha="left",
         fontsize=12.5,

@@ -37,6 +37,8 @@ from experiments.plates.plate import Arrays
 
 def run(config: Config) -> Path:
     """Measure, save and draw each figure. Returns the run's folder."""
+    for name in config.figures:
+        PLATES[name].check(config)
     folder = run_folder.create(config.run, "gallery")
     run_folder.write_start(folder, config, {"name": config.data.corpus})
     arrays: Arrays = {}

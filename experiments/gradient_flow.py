@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments import flags
+from experiments.flow import sources
 from lm.cells import CELLS
 from lm.config import DataConfig, ModelConfig, OptimConfig, option, validate
 
@@ -34,8 +35,8 @@ MEASURES: dict[str, str] = {
     "lags": "||dL_T/dh_t|| against the lag T - t",
     "lengths": "||dL_T/dW_h|| against the length T",
     "shares": "each lag's share of dL_T/dW_h, and what truncated BPTT loses",
-    "jacobian": "norms of ds_T/ds_t against the lag",
-    "singular": "singular values of ds_T/ds_t against the lag; wants --dtype=float64",
+    "jacobian": "norms of ds_T/ds_t against the lag; costs T N^3, slow for large H",
+    "singular": "singular values of ds_T/ds_t; wants --dtype=float64; as slow as jacobian",
     "lyapunov": "Lyapunov exponents of the joint state",
     "gates": "time scales and saturation of the gates",
     "paths": "the gradient through the cell state, and through the recurrent weights",
@@ -43,7 +44,8 @@ MEASURES: dict[str, str] = {
     "omega": "Pascanu's regulariser by lag",
     "context": "the loss when far words are cut, shuffled, dropped or replaced; text only",
 }
-TASK_NAMES = ("adding", "copy", "temporal_order", "lag")
+# As --help shows it: a line a measure.
+MEASURES_HELP = "what is measured" + "".join(f"\n        {n}: {h}" for n, h in MEASURES.items())
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Config:
         (), "sequence lengths T, each up to lags; empty: two an octave", least=1, most=10_000
     )
     windows: int = option(128, "stretches of text, or rows, that the measures average", least=1)
-    measures: tuple[str, ...] = option(("lags", "lengths"), "what is measured", choices=MEASURES)
+    measures: tuple[str, ...] = option(("lags", "lengths"), MEASURES_HELP, choices=MEASURES)
     checkpoint: tuple[str, ...] = option(
         (), "runs of train to measure as they are, in place of training any"
     )
@@ -81,15 +83,16 @@ class Config:
             )
         if "lags" not in self.measures:
             raise ValueError(f"measures is {','.join(self.measures)!r}; wanted lags among them")
-        if "context" in self.measures and self.source != "text":
+        if "context" in self.measures and self.source in ("noise", "task"):
             raise ValueError(f"context is measured on text; got corpus {self.data.corpus}")
+        if self.source == "task":
+            sources.refuse_short(self.data.corpus, self.lags)
+        sources.refuse_idle(self, self.source)
 
     @property
     def source(self) -> str:
-        """What the networks read: text, noise or task."""
-        if self.data.corpus == "noise" and not self.checkpoint:
-            return "noise"
-        return "task" if self.data.corpus in TASK_NAMES and not self.checkpoint else "text"
+        """What the networks read: text, noise, task or checkpoint."""
+        return sources.source_of(self.data.corpus, self.checkpoint)
 
     @property
     def at_lengths(self) -> tuple[int, ...]:
@@ -104,6 +107,7 @@ if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 
@@ -114,14 +118,11 @@ import numpy as np
 from experiments import run_folder
 from experiments.flow import drawing, table
 from experiments.flow.measures import Arrays, compile_measures, measure_context_use
-from experiments.flow.subjects import Subject, noise_subject, text_subject
+from experiments.flow.subjects import Subject, cut_stretches, noise_subject, text_subject
 from experiments.flow.training import Network, Plan, plan_task, plan_text
-from experiments.trained import load_run
+from experiments.trained import Trained, load_run
 from lm.config import ModelConfig as Model
-from lm.data.batches import cut_windows
 from lm.data.corpus import load_corpus
-
-UNITS = {"word": "word", "whitespace": "word", "char": "character", "byte": "byte"}
 
 
 def run(config: Config) -> Path:
@@ -137,17 +138,19 @@ def run(config: Config) -> Path:
     for network in plan.measure(folder):
         arrays |= {f"{network.name}/{key}": value for key, value in network.arrays.items()}
         described = network._asdict() | {"model": dataclasses.asdict(network.model)}
-        networks.append({key: described[key] for key in ("name", "cell", "model")})
+        networks.append({key: described[key] for key in ("name", "cell", "model", "corpus")})
         run_folder.write_arrays(folder / "results.npz", arrays)  # what is done is kept
     rows = table.summarise(networks, arrays)
     results: dict[str, Any] = {
         "seconds": time.monotonic() - started,
-        "unit": UNITS[plan.vocabulary.level] if plan.vocabulary else "step",
+        "unit": table.UNITS[plan.vocabulary.level] if plan.vocabulary else "step",
         "networks": networks,
         "rows": rows,
     }
     run_folder.write_json(folder / "results.json", results)
     paths = plot(folder)
+    if "gates" in config.measures and not drawing.is_measured(arrays, "gate_"):
+        print("gradient_flow: gates: none of these cells has any; no figure", file=sys.stderr)
     print(table.format_table(rows, config.lags))
     print(f"\n{table.headline(networks, arrays, results['unit'])}")
     others = f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""
@@ -162,9 +165,13 @@ def plot(folder: Path) -> list[Path]:
 
 def make_plan(config: Config) -> Plan:
     """What is to be measured, with all inputs read and found good."""
-    if config.checkpoint:
-        return plan_checkpoints(config)
-    return {"text": plan_text, "noise": plan_noise, "task": plan_task}[config.source](config)
+    plans = {
+        "text": plan_text,
+        "noise": plan_noise,
+        "task": plan_task,
+        "checkpoint": plan_checkpoints,
+    }
+    return plans[config.source](config)
 
 
 def plan_noise(config: Config) -> Plan:
@@ -180,7 +187,7 @@ def plan_noise(config: Config) -> Plan:
             keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
             found = compile_measures(config, model, subject_of)(keys)
             arrays = {f"init/{name}": value for name, value in found.items()}
-            yield Network(cell, cell, model, arrays)
+            yield Network(cell, cell, model, "noise", arrays)
 
     return Plan({"name": "noise"}, None, measure)
 
@@ -191,7 +198,7 @@ def plan_checkpoints(config: Config) -> Plan:
     for given in config.checkpoint:
         trained = load_run(given)
         corpus = load_corpus(trained.config.data, trained.vocabulary)
-        windows = cut_windows(corpus.splits["valid"], config.lags, config.windows)
+        windows = cut_stretches(corpus.splits["valid"], config.lags, config.windows)
         runs.append((trained, windows))
     names = distinct_names([trained.folder for trained, _ in runs])
     vocabularies = [trained.vocabulary for trained, _ in runs]
@@ -210,10 +217,15 @@ def plan_checkpoints(config: Config) -> Plan:
             if "context" in config.measures:
                 found |= measure_context_use(model, [trained.params], inputs, targets[-1])
             arrays = {f"trained/{key}": value for key, value in found.items()}
-            yield Network(name, model.cell, model, arrays)
+            yield Network(name, model.cell, model, corpus_name(trained), arrays)
 
     corpus_of = {"name": ", ".join(trained.config.data.corpus for trained, _ in runs)}
     return Plan(corpus_of, vocabularies[0] if same_units else None, measure)
+
+
+def corpus_name(trained: Trained) -> str:
+    """The text that a run was trained on: a corpus's name, or a file's."""
+    return Path(trained.config.data.corpus).name
 
 
 def distinct_names(folders: list[Path]) -> list[str]:

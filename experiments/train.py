@@ -34,7 +34,9 @@ class Config:
     checkpoint_every: int = option(500, "steps between checkpoints", least=1)
     log_gradient_flow: bool = option(
         False,
-        "log and draw how far back the gradient reaches, through training",
+        "log and draw how far back the gradient reaches, through training; with "
+        "batching=sentences of one loss on validation text only, since positions in padded rows "
+        "have nothing in common",
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -44,6 +46,11 @@ class Config:
         validate(self)
         if self.resume and not self.run:
             raise ValueError("resume needs --run=FOLDER, the run to go on with")
+
+    @property
+    def log_positions(self) -> bool:
+        """Whether the gradient is logged by its position in a chunk: where chunks are whole."""
+        return self.log_gradient_flow and self.data.batching == "stream"
 
 
 if __name__ == "__main__":
@@ -61,6 +68,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import figures, run_folder
+from experiments.flow.table import forget_gate_start
 from lm import model
 from lm.cells import CELLS
 from lm.checkpoint import Checkpoints
@@ -148,13 +156,13 @@ def train(
         config.model,
         config.optim,
         make_schedule(config.optim, per_epoch, last),
-        log_gradient_flow=config.log_gradient_flow,
+        log_gradient_flow=config.log_positions,
     )
     evaluate = make_evaluate(config, corpus)
     measure = make_measure_lags(config, corpus) if config.log_gradient_flow else None
     log = run_folder.MetricsLog(folder)
     log.keep_until(int(state.step))
-    if measure is not None and int(state.step) == 0:
+    if measure is not None and int(state.step) == 0 and not log_begun(folder):
         log.write(step=0, log10_lag=measure(state.params).tolist())
     stop = StopOnSignal()
     start = int(state.step)
@@ -184,6 +192,12 @@ def train(
                 break
     checkpoints.wait()
     return state, int(state.step) >= last
+
+
+def log_begun(folder: Path) -> bool:
+    """Whether a run that was killed before its first checkpoint has measured its start already."""
+    path = folder / "metrics.jsonl"
+    return path.exists() and bool(run_folder.MetricsLog.read(path))
 
 
 def make_training_batches(config: Config, corpus: Corpus) -> Batches:
@@ -229,9 +243,9 @@ def report(
     speed = done / elapsed * float(metrics.tokens.mean())
     bar.set_postfix_str(f"loss {loss:.3f} perplexity {perplexity(loss):.1f} {speed:,.0f} tokens/s")
     flow = {}
-    if measure is not None:
-        # What the training itself carried back, newest position first; and one loss alone.
+    if config.log_positions:  # what the training itself carried back, newest position first
         flow["log10_delta"] = (metrics.log_delta[..., ::-1].mean(axis=0) / np.log(10)).tolist()
+    if measure is not None:  # and one loss alone
         flow["log10_lag"] = measure(state.params).tolist()
     log.write(
         step=int(state.step),
@@ -324,53 +338,51 @@ def plot(folder: Path) -> list[Path]:
 def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Path]:
     """Gradient flow of the top layer through training, from what the run logged."""
     logged = [line for line in lines if "log10_lag" in line]
-    name = CELLS[stored["model"]["cell"]].name
-    figure, (one_loss, chunk) = figures.new_figure(2)
     picked = np.unique(np.linspace(0, len(logged) - 1, 6).round().astype(int))
+    stream = stored["data"]["batching"] == "stream"
+    figure, axes = figures.new_figure(2 if stream else 1, width=12 if stream else 8)
     for shade, line in zip(figures.shades(len(picked)), [logged[k] for k in picked], strict=True):
         style: dict[str, Any] = {"color": shade, "linewidth": 2, "label": f"step {line['step']:,}"}
-        one_loss.plot([float(norm) for norm in line["log10_lag"][-1]], **style)
-        if "log10_delta" in line:  # not before the first step
-            chunk.plot([float(norm) for norm in line["log10_delta"][-1]], **style)
-    one_loss.axvline(stored["data"]["length"], color="#777777", linewidth=0.8, linestyle=":")
-    one_loss.annotate(
-        " beyond truncated BPTT",
-        (stored["data"]["length"], one_loss.get_ylim()[1]),
-        fontsize=8.5,
-        va="top",
-        color="#555555",
+        axes[0].plot([float(norm) for norm in line["log10_lag"][-1]], **style)
+        if stream and "log10_delta" in line:  # not before the first step
+            axes[1].plot([float(norm) for norm in line["log10_delta"][-1]], **style)
+    length = stored["data"]["length"]
+    beyond = " beyond truncated BPTT" if stream else " beyond the longest row of training"
+    axes[0].axvline(length, color="#777777", linewidth=0.8, linestyle=":")
+    axes[0].annotate(
+        beyond, (length, axes[0].get_ylim()[1]), fontsize=8.5, va="top", color="#555555"
     )
-    one_loss.set(
+    axes[0].set(
         title="The last word's loss alone, on validation text",
         xlabel="lag: tokens before the last",
         ylabel=r"$\Vert\partial L_T / \partial h_{T-\mathrm{lag}}\Vert$",
     )
-    chunk.set(
-        title="All losses of a chunk, as training sends them back",
-        xlabel="tokens before the end of the chunk",
-        ylabel=r"$\Vert\partial J / \partial z_t\Vert$ over batch and gates",
-    )
-    for axis in (one_loss, chunk):
+    if stream:
+        axes[1].set(
+            title="All losses of a chunk, as training sends them back",
+            xlabel="tokens before the end of the chunk",
+            ylabel=r"$\Vert\partial J / \partial z_t\Vert$ over batch and gates",
+        )
+    for axis in axes:
         figures.label_log10(axis)
         axis.legend(fontsize=9)
-    figure.suptitle(
-        f"How far back the gradient of the {name} reaches, through training",
-        x=0.01,
-        ha="left",
-        fontsize=12.5,
-        fontweight="bold",
-    )
-    start = stored["model"]
-    bias = (
-        f"chrono {start['chrono']}" if start["chrono"] else f"forget bias {start['forget_bias']:g}"
-    )
-    figure.supxlabel(
-        "top layer; geometric means over stretches (left) and steps (right); before clipping; "
-        f"{bias}, input scale {start['input_scale']:g} at the start",
-        fontsize=8.5,
-        color="#555555",
-    )
+    name = CELLS[stored["model"]["cell"]].name
+    called = f"How far back the gradient of the {name} reaches, through training"
+    figure.suptitle(called, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    means = "stretches (left) and steps (right); before clipping" if stream else "stretches"
+    text = f"top layer; geometric means over {means}; {describe_start(stored['model'])}"
+    figure.supxlabel(text, fontsize=8.5, color="#555555")
     return figures.save(figure, folder / "figures", "gradient_flow")
+
+
+def describe_start(stored: dict[str, Any]) -> str:
+    """What a figure says of a model's parameters at the start."""
+    start = forget_gate_start({"cell": stored["cell"], "model": stored})
+    bias = start if start.startswith("chrono") else f"forget bias {start}"
+    scale = f"input scale {stored['input_scale']:g}"
+    if stored["init"] == "uniform":
+        scale = f"weights from U(-{stored['init_range']:g}, {stored['init_range']:g})"
+    return (f"{bias}, " if start else "") + f"{scale} at the start"
 
 
 if __name__ == "__main__":

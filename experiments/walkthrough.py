@@ -83,10 +83,11 @@ import shutil
 import numpy as np
 
 from experiments import run_folder, train
+from experiments.flow.table import UNITS, forget_gate_start
 from experiments.trained import Trained, load_run
 from experiments.walk import drawing, text
 from experiments.walk.cost import count_sizes, measure_times, time_slope
-from experiments.walk.reading import UNITS, Reading, Sentence, cut_sentence, read_sentence
+from experiments.walk.reading import Reading, Sentence, cut_sentence, read_sentence
 from lm import model
 from lm.data.corpus import load_corpus, resolve
 from lm.data.vocabulary import UNKNOWN_ID
@@ -265,7 +266,10 @@ def describe_model(
         "vocabulary": len(trained.vocabulary),
         "hidden_size": trained.config.model.hidden_size,
         "layers": trained.config.model.layers,
-        "forget_bias": trained.config.model.forget_bias if CELLS[cell].forget_gate else None,
+        "forget_bias": forget_gate_start({"cell": cell, "model": vars(trained.config.model)})
+        or None,
+        "input_scale": trained.config.model.input_scale,
+        "uniform": trained.config.model.init_range if trained.config.model.init == "uniform" else 0,
         "parameters": model.count_parameters(trained.params),
         "tokens": len(reading.nats),
         "unknown": int(np.sum(sentence.targets == UNKNOWN_ID)),

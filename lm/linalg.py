@@ -7,7 +7,9 @@ a batch of QRs hung within seconds. Python 3.11 has no later JAX, so there these
 in plain array operations; later ones call `jnp.linalg`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,22 @@ from jax import lax
 LAPACK_IS_SAFE = jax.__version_info__ >= (0, 11)
 MOST_SWEEPS = 40  # of Jacobi rotations; six to ten suffice
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
+
+def full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Matrix products inside in full float32: a GPU or TPU rounds their inputs by default."""
+
+    @wraps(function)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@full_precision
 def qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A = Q R with a non-negative diagonal of R, which makes it unique. [n, k], n >= k.
 
@@ -36,6 +53,7 @@ def orthogonal(key: jax.Array, size: int, dtype: jax.typing.DTypeLike = jnp.floa
     return qr(jax.random.normal(key, (size, size), dtype))[0]
 
 
+@full_precision
 def singular_values(a: jax.Array) -> jax.Array:
     """Singular values of [n, n], descending."""
     if LAPACK_IS_SAFE:
@@ -43,12 +61,15 @@ def singular_values(a: jax.Array) -> jax.Array:
     return jacobi_singular_values(a)
 
 
+@full_precision
 def spectral_norm(a: jax.Array) -> jax.Array:
     """The largest singular value of [n, m]."""
     square = a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
     return singular_values(a)[0] if a.shape[0] == a.shape[1] else singular_values(square)[0] ** 0.5
 
 
+@full_precision
+@jax.jit  # outside of a jit too, where a scan would be compiled anew at every call
 def householder_qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """QR by Householder reflections, one a column. Source: Golub & Van Loan 2013, section 5.2."""
     rows = jnp.arange(a.shape[0])
@@ -70,11 +91,13 @@ def householder_qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return q, jnp.triu(r[: a.shape[1]])
 
 
+@jax.jit
 def jacobi_singular_values(a: jax.Array) -> jax.Array:
     """One-sided Jacobi: rotate pairs of columns until all are orthogonal; their norms are left.
 
-    All pairs meet once a sweep, n / 2 at a time, as in a round-robin tournament. Small values
-    keep their relative accuracy where the columns differ in scale.
+    All pairs meet once a sweep, n / 2 at a time, as in a round-robin tournament. Each pair is
+    scaled before it is squared: small values keep their relative accuracy where it is the
+    columns that differ in scale.
 
     Source: Brent & Luk 1985; Demmel & Veselic 1992.
     """
@@ -87,12 +110,16 @@ def jacobi_singular_values(a: jax.Array) -> jax.Array:
 
     def meet(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         left, right, worst = carry
-        alpha, beta = jnp.sum(left**2, axis=0), jnp.sum(right**2, axis=0)
-        gamma = jnp.sum(left * right, axis=0)
-        product = alpha * beta
-        cosine = jnp.abs(gamma) / jnp.sqrt(jnp.where(product > 0, product, 1))
-        turn = (gamma != 0) & (product > 0)
-        zeta = (beta - alpha) / (2 * jnp.where(turn, gamma, 1))
+        tall, wide = (jnp.max(jnp.abs(side), axis=0) for side in (left, right))
+        there = (tall > 0) & (wide > 0)
+        tall, wide = jnp.where(there, tall, 1), jnp.where(there, wide, 1)
+        first, second = left / tall[None, :], right / wide[None, :]
+        alpha, beta = jnp.sum(first**2, axis=0), jnp.sum(second**2, axis=0)
+        gamma = jnp.sum(first * second, axis=0)
+        cosine = jnp.abs(gamma) / jnp.sqrt(jnp.where(there, alpha * beta, 1))
+        turn = (gamma != 0) & there
+        ratio = wide / tall
+        zeta = (beta * ratio - alpha / ratio) / (2 * jnp.where(turn, gamma, 1))
         t = jnp.where(zeta < 0, -1, 1) / (jnp.abs(zeta) + jnp.sqrt(1 + zeta**2))
         c = jnp.where(turn, 1 / jnp.sqrt(1 + t**2), 1)[None, :]
         s = jnp.where(turn, t, 0)[None, :] * c
@@ -122,5 +149,8 @@ def jacobi_singular_values(a: jax.Array) -> jax.Array:
         jnp.full((), jnp.inf, a.dtype),
     )
     _, left, right, _ = lax.while_loop(unfinished, sweep, begin)
-    norms = jnp.sqrt(jnp.sum(jnp.concatenate([left, right], axis=1) ** 2, axis=0))
+    rotated = jnp.concatenate([left, right], axis=1)
+    tallest = jnp.max(jnp.abs(rotated), axis=0)
+    scaled = rotated / jnp.where(tallest > 0, tallest, 1)[None, :]
+    norms = tallest * jnp.sqrt(jnp.sum(scaled**2, axis=0))
     return safe * jnp.sort(norms)[::-1][:size]

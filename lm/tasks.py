@@ -70,9 +70,9 @@ def make_adding(length: int) -> Task:
     def sample(key: jax.Array, batch: int) -> Sample:
         key_numbers, key_first, key_second = jax.random.split(key, 3)
         numbers = jax.random.uniform(key_numbers, (length, batch), jnp.float32)
-        first = jax.random.randint(key_first, (batch,), 0, length // 2)
-        second = jax.random.randint(key_second, (batch,), length // 2, length)
-        steps = jnp.arange(length)[:, None]
+        first = draw_int(key_first, (batch,), 0, length // 2)
+        second = draw_int(key_second, (batch,), length // 2, length)
+        steps = jnp.arange(length, dtype=jnp.int32)[:, None]
         marked = ((steps == first[None]) | (steps == second[None])).astype(numbers.dtype)
         total = jnp.sum(numbers * marked, axis=0)
         targets = jnp.broadcast_to(total[None], (length, batch))
@@ -98,7 +98,7 @@ def make_copy(delay: int) -> Task:
     length, blank, delimiter = delay + 2 * COPY_LENGTH, COPY_SYMBOLS, COPY_SYMBOLS + 1
 
     def sample(key: jax.Array, batch: int) -> Sample:
-        symbols = jax.random.randint(key, (COPY_LENGTH, batch), 0, COPY_SYMBOLS)
+        symbols = draw_int(key, (COPY_LENGTH, batch), 0, COPY_SYMBOLS)
         blanks = jnp.full((length, batch), blank, symbols.dtype)
         seen = blanks.at[:COPY_LENGTH].set(symbols).at[COPY_LENGTH + delay - 1].set(delimiter)
         targets = blanks.at[-COPY_LENGTH:].set(symbols)
@@ -126,11 +126,11 @@ def make_temporal_order(length: int) -> Task:
 
     def sample(key: jax.Array, batch: int) -> Sample:
         key_noise, key_first, key_second, key_class = jax.random.split(key, 4)
-        tokens = jax.random.randint(key_noise, (length, batch), 2, symbols)
-        first = jax.random.randint(key_first, (batch,), length // 10, length // 5 + 1)
-        second = jax.random.randint(key_second, (batch,), 2 * length // 5, length // 2 + 1)
-        label = jax.random.randint(key_class, (batch,), 0, 4)
-        steps = jnp.arange(length)[:, None]
+        tokens = draw_int(key_noise, (length, batch), 2, symbols)
+        first = draw_int(key_first, (batch,), length // 10, length // 5 + 1)
+        second = draw_int(key_second, (batch,), 2 * length // 5, length // 2 + 1)
+        label = draw_int(key_class, (batch,), 0, 4)
+        steps = jnp.arange(length, dtype=jnp.int32)[:, None]
         tokens = jnp.where(steps == first[None], (label // 2)[None], tokens)
         tokens = jnp.where(steps == second[None], (label % 2)[None], tokens)
         targets = jnp.broadcast_to(label[None], (length, batch))
@@ -174,9 +174,9 @@ def sample_lag_process(key: jax.Array, length: int, batch: int) -> jax.Array:
     """
     key_first, key_noise, key_new = jax.random.split(key, 3)
     shape = (-(-length // LAG), LAG, batch)
-    first = jax.random.randint(key_first, shape[1:], 0, LAG_SYMBOLS)
-    anew = jax.random.bernoulli(key_noise, LAG_NOISE, shape)
-    new = jax.random.randint(key_new, shape, 0, LAG_SYMBOLS)
+    first = draw_int(key_first, shape[1:], 0, LAG_SYMBOLS)
+    anew = jax.random.uniform(key_noise, shape, jnp.float32) < LAG_NOISE
+    new = draw_int(key_new, shape, 0, LAG_SYMBOLS)
 
     def step(x: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jnp.where(drawn[0], drawn[1], (x + 1) % LAG_SYMBOLS), x
@@ -190,6 +190,11 @@ def lag_bayes_nats() -> float:
     other = LAG_NOISE / LAG_SYMBOLS
     likely = 1 - LAG_NOISE + other
     return float(-likely * np.log(likely) - (LAG_SYMBOLS - 1) * other * np.log(other))
+
+
+def draw_int(key: jax.Array, shape: tuple[int, ...], low: int, high: int) -> jax.Array:
+    """int32 in [low, high), the same numbers whether float64 is enabled or not."""
+    return jax.random.randint(key, shape, low, high, jnp.int32)
 
 
 def one_hot(tokens: jax.Array, symbols: int) -> jax.Array:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from command_line import ROOT, TINY, assert_one_line, call, run, write_book
 
 from experiments import EXPERIMENTS
+from experiments.flow.subjects import cut_stretches
 from experiments.flow.training import overlap_note
-from lm.data.batches import cut_windows
+from experiments.run_folder import MetricsLog
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def test_windows_that_overlap_are_said():
     assert not overlap_note(42_371, 128, 128)
     assert "overlap" in overlap_note(144, 128, 128)
     with pytest.raises(ValueError, match="lags is 150"):
-        cut_windows(np.arange(144), 150, 8)
+        cut_stretches(np.arange(144), 150, 8)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,8 @@ def test_an_existing_run_is_not_overwritten(trained, book):
         (["--lengths=4,4000"], ("lengths holds 4000", "at most lags")),
         (["--lengths=four"], ("lengths holds 'four'",)),
         (["--corpus=noise", "--measures=lags,context"], ("context is measured on text",)),
-        (["--corpus=copy", "--lags=20"], ("copy", "at least")),
+        (["--corpus=copy", "--lags=16"], ("lags is 16; copy wants at least 21",)),
+        (["--corpus=noise", "--layers=2"], ("layers is 2, which does nothing with corpus noise",)),
         (["--checkpoint=nowhere"], ("nowhere holds no run",)),
     ],
 )
@@ -168,13 +171,60 @@ def test_a_diverging_seed_does_not_lose_the_others(book, tmp_path):
     assert [0] in [r["diverged_seeds"] for r in rows]
 
 
-def test_a_changed_corpus_is_not_evaluated_as_the_runs_own(book, tmp_path):
-    copy = tmp_path / "copy.txt"
+@pytest.fixture(scope="module")
+def by_sentence(book, tmp_path_factory):
+    """Two layers of a smaller GRU, trained on sentences of a text of its own for two steps."""
+    folder = tmp_path_factory.mktemp("runs") / "by_sentence"
+    copy = folder.parent / "copy.txt"
     copy.write_text(book.read_text())
-    flags = [f"--corpus={copy}", f"--run={tmp_path / 'r'}", "--steps=2", *TINY]
-    assert run("train", *flags).returncode == 0
+    flags = [f"--corpus={copy}", f"--run={folder}", "--steps=2", "--log_gradient_flow", *TINY]
+    flags += ["--batching=sentences", "--cell=gru", "--layers=2", "--hidden_size=8"]
+    done = run("train", *flags)
+    assert done.returncode == 0, done.stderr
+    return folder, copy
+
+
+def test_a_changed_corpus_is_not_evaluated_as_the_runs_own(by_sentence, book):
+    folder, copy = by_sentence
     copy.write_text(book.read_text().replace("cat", "dog"))
-    assert_one_line(call("evaluate", f"--run={tmp_path / 'r'}"), "has changed")
+    assert_one_line(call("evaluate", f"--run={folder}"), "has changed")
+    copy.write_text(book.read_text())
+
+
+def test_gradient_flow_of_sentences_and_after_a_kill_at_the_start(by_sentence, tmp_path):
+    """No curve by position in padded rows; a resumed run's start is in its log once."""
+    folder = shutil.copytree(by_sentence[0], tmp_path / "killed")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "figures" / "gradient_flow.svg").unlink()
+    done = run("train", f"--run={folder}", "--resume")
+    assert done.returncode == 0, done.stderr
+    for run_ in (by_sentence[0], folder):
+        log = MetricsLog.read(run_ / "metrics.jsonl")
+        assert [line["step"] for line in log if "log10_lag" in line][:2] == [0, log[1]["step"]]
+        assert log[1]["step"] > 0
+        assert not any("log10_delta" in line for line in log)
+        drawn = (run_ / "figures" / "gradient_flow.svg").read_text()
+        assert "beyond the longest row" in drawn
+        assert "forget bias" not in drawn
+
+
+def test_gradient_flow_measures_runs_of_train(trained, by_sentence, tmp_path):
+    folder, runs = tmp_path / "flow", f"{trained[0]},{by_sentence[0]}"
+    flags = ["--measures=lags,context,gates", "--lags=8", "--windows=2", "--lengths=8"]
+    done = run("gradient_flow", f"--checkpoint={runs}", f"--run={folder}", *flags)
+    assert done.returncode == 0, done.stderr
+    networks = json.loads((folder / "results.json").read_text())["networks"]
+    assert [n["corpus"] for n in networks] == ["book.txt", "copy.txt"]
+    assert [n["model"]["hidden_size"] for n in networks] == [16, 8]
+    drawn = (folder / "figures" / "gradient_flow.svg").read_text()
+    assert "by_sentence (GRU), trained, hidden size 8, top of 2 layers, on copy.txt" in drawn
+    assert "run (LSTM), trained, hidden size 16, on book.txt, forget bias 1" in drawn
+    assert "geometric mean over 2 stretches of each network's own text, one seed" in drawn
+    assert "austen" not in drawn
+    assert "zero state" in (folder / "figures" / "context.svg").read_text()
+    gates = (folder / "figures" / "gates.svg").read_text()
+    assert "update gate: by_sentence" in gates
+    assert "forget gate: run" in gates
 
 
 def test_train_leaves_a_whole_run(trained):
@@ -228,17 +278,17 @@ def test_gradient_flow_leaves_a_whole_run(book, tmp_path):
         "gradient_flow",
         f"--corpus={book}",
         f"--run={folder}",
-        "--cells=rnn,lstm,gru,irnn",
         "--seeds=2",
         "--steps=10",
         "--lags=16",
+        "--lengths=4,8",
         "--windows=4",
         *TINY,
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert [(r["cell"], r["stage"]) for r in rows] == [
-        (c, s) for c in ("rnn", "lstm", "gru", "irnn") for s in ("init", "trained")
+        (c, s) for c in ("rnn", "lstm") for s in ("init", "trained")
     ]
     with np.load(folder / "results.npz", allow_pickle=False) as arrays:
         assert arrays["lstm/trained/lag_h"].shape == (2, 16, 4)

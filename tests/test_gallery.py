@@ -47,7 +47,7 @@ def small_run(tmp_path_factory):
     data = DataConfig(corpus=str(write_book(folder)), batch_size=8, length=10)
     figures = tuple(name for name in PLATES if name in OF_ONE_RUN)
     config = Config(
-        **SMALL, figures=figures, steps=4, model_seeds=1, run=str(folder / "run"),
+        **SMALL, figures=figures, steps=2, model_seeds=1, run=str(folder / "run"),
         data=data,
     )  # fmt: skip
     short = {
@@ -159,7 +159,7 @@ def test_spectrum_and_plain_svd_part_where_epsilon_says(small_run):
 def test_lyapunov_spectra_are_whole_and_sorted(small_run):
     config, arrays = arrays_of(small_run, "lyapunov")
     exponents = arrays["exponents"]
-    assert exponents.shape == (1, 2, 3, config.hidden_size)  # at steps 0, 1 and 4
+    assert exponents.shape == (1, 2, 3, config.hidden_size)  # at steps 0, 1 and 2
     assert np.all(np.diff(exponents, axis=-1) <= 0)
     assert np.all(exponents[0, 1, :, 0] > exponents[0, 0, :, 0])  # bias 2 keeps more than bias 0
 
@@ -167,7 +167,7 @@ def test_lyapunov_spectra_are_whole_and_sorted(small_run):
 def test_saliency_measures_what_a_network_that_remembers_does(monkeypatch):
     """A linear shift register that copies x(t - LAG) into the scores, and nothing else."""
     monkeypatch.setattr(saliency, "WINDOWS", 200)
-    monkeypatch.setitem(CELLS._entries, "rnn", ("experiments.plates.certificate", "LINEAR"))
+    monkeypatch.setitem(CELLS._entries, "rnn", ("experiments.laws.layer", "LINEAR"))
     hidden = LAG * LAG_SYMBOLS
     shift = np.eye(hidden, k=LAG_SYMBOLS, dtype=np.float32)
     w_x = np.eye(LAG_SYMBOLS, hidden, dtype=np.float32)
@@ -195,7 +195,7 @@ def test_saliency_measures_what_a_network_that_remembers_does(monkeypatch):
 
 def test_horizon_of_a_linear_network_is_analytic(monkeypatch):
     """W_h = gain Q without a nonlinearity: 1 / -ln gain steps, whatever the input scale."""
-    monkeypatch.setitem(CELLS._entries, "rnn", ("experiments.plates.certificate", "LINEAR"))
+    monkeypatch.setitem(CELLS._entries, "rnn", ("experiments.laws.layer", "LINEAR"))
     config = Config(**SMALL)
     columns = jax.jit(horizon.make_columns(config, "rnn"))(jnp.asarray([0.5, 0.9, 1.1]))
     scales = jnp.broadcast_to(jnp.asarray([0.1, 1.0]), (3, 2))
@@ -262,9 +262,20 @@ def test_flax_draws_are_flax_s():
         (["--cells=rnn,lstn"], ("did you mean 'lstm'",)),
         (["--hidden_size=4"], ("hidden_size is 4",)),
         (["--lags=2"], ("lags is 2",)),
+        (["--corpus=typo.txt"], ("no such file", "typo.txt")),  # before the other figures
+        (["--corpus=README.md"], ("validation text has", "wanted 250")),
     ],
 )
 def test_mistakes_get_one_line(flags, words, tmp_path):
     done = call("gallery", *flags, f"--run={tmp_path / 'new'}")
     assert_one_line(done, *words)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_cells_forget_biases_can_be_told_apart():
+    networks = certificate.networks(Config(cells=("rnn", "lstm", "cifg")))
+    looks = [(one.line["color"], str(one.line.get("linestyle")), one.marker) for one in networks]
+    assert len(set(looks)) == len(looks) == 1 + 2 * 4 + 2
+    for cell in ("LSTM, chrono", "coupled"):
+        chrono = [one for one in networks if cell in one.label and "chrono" in one.label]
+        assert all("linestyle" in one.line and one.marker == "D" for one in chrono)

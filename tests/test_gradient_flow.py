@@ -1,5 +1,6 @@
 """gradient_flow's sources, measures and figures; what a run says is what the library measures."""
 
+import dataclasses
 import itertools
 import json
 
@@ -9,24 +10,72 @@ import numpy as np
 import pytest
 from command_line import run
 
-from experiments import gradient_flow
-from experiments.flow import drawing, table
-from experiments.flow.measures import TAKEN, compile_measures, map_seeds
+from experiments import gradient_flow, run_folder
+from experiments.flow import drawing, table, training
+from experiments.flow.measures import DERIVED, TAKEN, compile_measures, map_seeds
+from experiments.flow.sources import TASK_LEAST
 from experiments.flow.subjects import noise_subject, task_subject, text_subject
-from experiments.task_training import Network, init_network
+from experiments.task_training import Network, init_network, run_seeds
 from lm import model
 from lm.cells import CELLS
-from lm.config import ModelConfig
+from lm.config import DataConfig, ModelConfig, OptimConfig
 from lm.gradients.flow import measure_lags, measure_layer_lags, measure_lengths
-from lm.tasks import TASKS
+from lm.gradients.sensitivity import pascanu_omega
+from lm.tasks import COPY_LENGTH, TASKS
 
 ALL = ",".join(name for name in gradient_flow.MEASURES if name != "context")
-SMALL = ["--hidden_size=8", "--embedding_size=8", "--lags=16", "--windows=4", "--seeds=2"]
+SMALL = ["--hidden_size=8", "--lags=16", "--windows=4", "--seeds=2"]
 
 
 def test_every_measure_is_taken():
-    assert set(TAKEN) | {"context"} == set(gradient_flow.MEASURES)
-    assert set(gradient_flow.TASK_NAMES) == set(TASKS)
+    assert {*TAKEN, *DERIVED, "context"} == set(gradient_flow.MEASURES)
+
+
+def test_the_least_lengths_are_the_tasks_own():
+    assert set(TASK_LEAST) == set(TASKS)
+    for name, least in TASK_LEAST.items():
+        spare = 2 * COPY_LENGTH if name == "copy" else 0
+        assert TASKS[name](least - spare).length == least
+        with pytest.raises(ValueError, match="wanted at least"):
+            TASKS[name](least - 1 - spare)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": DataConfig("noise"), "epochs": 2.0}, "epochs is 2.0, which does nothing with"),
+        (
+            {"data": DataConfig("noise"), "model": ModelConfig(layers=2)},
+            "layers is 2.*corpus noise",
+        ),
+        (
+            {"data": DataConfig("noise"), "optim": OptimConfig(clip=1.0)},
+            "clip is 1.0.*corpus noise",
+        ),
+        ({"data": DataConfig("copy"), "model": ModelConfig(recurrent_gain=2.0)}, "recurrent_gain"),
+        ({"data": DataConfig("copy", batch_size=3)}, "batch_size is 3.*corpus copy"),
+        ({"checkpoint": ("a",), "cells": ("gru",)}, "cells is gru.*with checkpoint"),
+        ({"checkpoint": ("a",), "data": DataConfig("noise")}, "corpus is noise.*with checkpoint"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, words):
+    if "data" in options:  # gradient_flow's own default, where nothing else is said
+        options["data"] = dataclasses.replace(options["data"], max_vocabulary=5000)
+    with pytest.raises(ValueError, match=words):
+        gradient_flow.Config(**options)
+
+
+def test_options_that_tasks_and_noise_have():
+    gradient_flow.Config(
+        data=DataConfig("copy", max_vocabulary=5000),
+        model=ModelConfig(hidden_size=9, forget_bias=3.0, chrono=20),
+        optim=OptimConfig(learning_rate=0.1, clip=1.0, schedule="cosine"),
+        steps=3,
+    )
+    gradient_flow.Config(
+        data=DataConfig("noise", max_vocabulary=5000),
+        model=ModelConfig(embedding_size=9, input_scale=3.0, recurrent_gain=2.0),
+    )
 
 
 @pytest.mark.parametrize("lags", [8, 9, 100, 128, 1000])
@@ -92,6 +141,7 @@ def test_seeds_map_one_by_one_or_together(width):
 def noise(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "noise"
     flags = ["--corpus=noise", f"--measures={ALL}", "--dtype=float64", "--cells=rnn,lstm"]
+    flags += ["--embedding_size=8", "--lengths=4,8"]
     done = run("gradient_flow", *flags, f"--run={folder}", *SMALL)
     assert done.returncode == 0, done.stderr
     return folder, done
@@ -116,6 +166,8 @@ def test_all_measures_of_noise(noise):
         assert np.all(arrays[at + "omega"] >= 0)
     assert "lstm/init/tau" in arrays
     assert "rnn/init/tau" not in arrays
+    omega = pascanu_omega(jnp.asarray(arrays["rnn/init/lag_state"][0], jnp.float32))
+    np.testing.assert_allclose(arrays["rnn/init/omega"][0], omega, rtol=1e-3, atol=1e-6)
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert names == set(drawing.FIGURES) - {"context"}
 
@@ -126,17 +178,60 @@ def test_figures_are_redrawn_from_the_folder_alone(noise):
     before = path.read_text()
     path.unlink()
     assert len(gradient_flow.plot(folder)) == len(drawing.FIGURES) - 1
+    captions = {
+        name: (folder / "figures" / f"{name}.svg").read_text()
+        for name in ("gradient_flow", "jacobian", "lyapunov", "singular", "gates")
+    }
+    assert (
+        "geometric mean over 4 rows of noise, 95 % t band over 2 seeds" in captions["gradient_flow"]
+    )
+    assert "over 2 rows of noise, 95 % t band over 2 seeds" in captions["jacobian"]
+    assert "mean over 2 rows of noise and 2 seeds" in captions["lyapunov"]
+    assert "over 1 row of noise and 2 seeds" in captions["singular"]
+    assert "forget gate: LSTM" in captions["gates"]
     assert path.read_text() == before
 
 
-def test_a_task_is_learned_and_measured(tmp_path):
-    flags = ["--corpus=adding", "--cells=lstm", "--steps=5", "--measures=lags"]
+def test_a_task_is_trained_on_and_measured(tmp_path):
+    """Without clipping, which its caption says; the GRU has gates but no forget gate."""
+    flags = ["--corpus=adding", "--cells=gru", "--steps=5", "--measures=lags,gates", "--clip=inf"]
     done = run("gradient_flow", *flags, f"--run={tmp_path / 'task'}", *SMALL)
     assert done.returncode == 0, done.stderr
+    log = (tmp_path / "task" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == 2 * [0, 1, 2, 3, 4]
+    assert "update gate: GRU" in (tmp_path / "task" / "figures" / "gates.svg").read_text()
+    assert "no clipping" in (tmp_path / "task" / "figures" / "gradient_flow.svg").read_text()
     rows = json.loads((tmp_path / "task" / "results.json").read_text())["rows"]
     assert [row["stage"] for row in rows] == ["init", "trained"]
     assert 0.05 < rows[1]["loss"] < 2
     assert "task loss" in done.stdout
+
+
+def test_a_seed_that_diverges_on_a_task_is_said_and_left_out(tmp_path, monkeypatch, capsys):
+    def with_a_broken_seed(*arguments):
+        runs = run_seeds(*arguments)
+        runs.losses[1, 2:], runs.loss[1] = np.nan, np.nan
+        return runs._replace(after=jax.tree.map(lambda a: a * runs_scale(a), runs.after))
+
+    def runs_scale(leaf):
+        """Seed 1's parameters become NaN."""
+        return np.asarray([1, np.nan], leaf.dtype).reshape(2, *[1] * (leaf.ndim - 1))
+
+    monkeypatch.setattr(training, "run_seeds", with_a_broken_seed)
+    config = gradient_flow.Config(
+        cells=("rnn",), seeds=2, steps=200, lags=8, windows=2, measures=("lags",),
+        data=DataConfig("adding", max_vocabulary=5000), model=ModelConfig(hidden_size=4),
+    )  # fmt: skip
+    (network,) = training.plan_task(config).measure(tmp_path)
+    assert network.arrays["diverged"].tolist() == [1]
+    assert network.arrays["init/lag_h"].shape == (2, 8, 2)
+    assert network.arrays["trained/lag_h"].shape == (1, 8, 2)
+    assert np.isfinite(network.arrays["trained/lag_h"]).all()
+    assert np.isfinite(network.arrays["loss"]).all()
+    assert "rnn seed 1 diverged at step 2" in capsys.readouterr().err
+    log = run_folder.MetricsLog.read(tmp_path / "metrics.jsonl")
+    assert len(log) <= 2 * 100
+    assert log[-1] == {"cell": "rnn", "seed": 1, "step": 2, "diverged": True}
 
 
 def test_factors_a_person_reads():

@@ -59,6 +59,18 @@ def test_small_singular_values_of_a_graded_matrix(x64):
     np.testing.assert_allclose(found, scales, rtol=1e-12)
 
 
+def test_small_columns_that_are_nearly_parallel():
+    """float32: squares of the small columns would be 0, and they would never be told apart."""
+    small = np.asarray([[1.0, 1.0], [0.1, 0.2], [0.3, -0.1]]) * 1e-12
+    a = np.zeros((4, 4))
+    a[0, 0] = a[1, 1] = 1
+    a[1:, 2:] = small
+    a[1, 2:] = 0
+    found = linalg.jacobi_singular_values(jnp.asarray(a, jnp.float32))
+    expected = np.linalg.svd(a, compute_uv=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3)])
 def test_spectral_norm(shape, x64):
     a = jax.random.normal(jax.random.key(2), shape)

@@ -202,3 +202,13 @@ def test_chrono_is_an_option_of_the_model(init):
     assert (first[1] != second[1]).all(), "a draw for each layer"
     with pytest.raises(ValueError, match="chrono is 1"):
         ModelConfig(chrono=1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_samples_do_not_depend_on_the_precision_in_use(name):
+    task, key = TASKS[name](40), jax.random.key(3)
+    plain = task.sample(key, 4)
+    with jax.enable_x64(True):
+        other = task.sample(key, 4)
+    jax.tree.map(np.testing.assert_array_equal, plain, other)
+    assert jax.tree.map(lambda a: a.dtype, plain) == jax.tree.map(lambda a: a.dtype, other)

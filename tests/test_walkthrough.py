@@ -1,6 +1,7 @@
 """One sentence, read by two models: its numbers by other routes, and what a user sees."""
 
 import json
+import re
 from functools import lru_cache, partial
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from command_line import TINY, assert_one_line, call, write_book
 
 from experiments import figures, flags, walkthrough
+from experiments.walk import cost
 from experiments.walk.cost import count_sizes, measure_times, time_slope
 from experiments.walk.drawing import format_left, label
 from experiments.walk.reading import cut_sentence, gate_order, read_sentence
@@ -57,24 +59,22 @@ def test_a_sentence_in_tokens(sentence):
         cut_sentence(" \n", VOCABULARY, "prose")
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_distributions_and_loss(cell, sentence):
-    reading = read(cell)
+def test_distributions_and_loss(sentence):
+    reading = read("lstm")
     np.testing.assert_allclose(reading.top_p.sum(axis=1), 1, rtol=1e-5)
     assert (np.diff(reading.top_p, axis=1) <= 0).all()
     for k, target in enumerate(sentence.targets):
         place = reading.rank[k] - 1
         assert reading.top_ids[k, place] == target
         np.testing.assert_allclose(np.exp(-reading.nats[k]), reading.top_p[k, place], rtol=1e-5)
-    whole = evaluate_sentences(*make_model(cell), sentence.targets, batch=1)
+    whole = evaluate_sentences(*make_model("lstm"), sentence.targets, batch=1)
     np.testing.assert_allclose(reading.nats.sum(), whole.nats, rtol=1e-5)
     np.testing.assert_allclose(np.exp(reading.nats.mean()), whole.perplexity, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_gradient_is_that_of_the_last_words_loss(cell, sentence):
-    config, params = make_model(cell)
-    reading = read(cell)
+def test_gradient_is_that_of_the_last_words_loss(sentence):
+    config, params = make_model("lstm")
+    reading = read("lstm")
     last, half = sentence.last_word, sentence.last_word // 2
     inputs = jnp.asarray(sentence.inputs[: last + 1, None])
     zero = model.init_carry(config, 1)
@@ -107,12 +107,11 @@ def test_gates_make_the_cell_state(sentence):
     tokens = jnp.asarray(sentence.inputs[:, None])
     apply = jax.jit(partial(model.apply, config))
     _, expected = apply(params, model.init_carry(config, 1), tokens)
-    np.testing.assert_allclose(h, expected[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(h, expected[:, 0], rtol=1e-5, atol=1e-6)  # h crosses 0
     order = gate_order(gates, 4)
     assert len(set(order.tolist())) == 4
     assert (np.diff(gates["f"].mean(axis=0)[order]) <= 0).all()
     assert gate_order({"i": gates["i"]}, 3).tolist() == [0, 3, 7]
-    assert not read("rnn").gates
 
 
 def test_parameters_do_not_depend_on_the_length():
@@ -131,7 +130,8 @@ def test_parameters_do_not_depend_on_the_length():
     assert rows[0]["rnn"] - rows[0]["window"] == h * h + (2 * h * h + h)
 
 
-def test_times():
+def test_times(monkeypatch):
+    monkeypatch.setattr(cost, "ROUNDS", 1)
     rows = measure_times(*make_model("rnn"), (2, 4))
     assert [row["length"] for row in rows] == [2, 4]
     for row in rows:
@@ -179,9 +179,12 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("walk")
     book = write_book(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(figures.STYLE, "savefig.dpi", 40)
-        text = "The cat sat on 東京 $5 \x07 mat and the dog ran."
-        options = [f"--corpus={book}", "--steps=12", "--longest=64", *TINY]
+        patch.setitem(figures.STYLE, "savefig.dpi", 30)
+        # A worker of the suite is given another width, where lines end elsewhere.
+        patch.setenv("COLUMNS", "100")
+        patch.setattr(cost, "ROUNDS", 1)
+        text = "The cat on 東京 $5 \x07 ran."
+        options = [f"--corpus={book}", "--steps=4", "--longest=64", *TINY]
         done = call("walkthrough", text, f"--run={folder / 'w'}", *options)
     assert done.returncode == 0, done.stderr
     return folder / "w", done
@@ -190,24 +193,32 @@ def made(tmp_path_factory):
 def test_a_walkthrough_from_nothing(made):
     folder, done = made
     assert (folder / "walkthrough.txt").read_text(encoding="utf-8").strip() in done.stdout
+    assert max(map(len, done.stdout.split("=" * 100, 1)[1].splitlines()[1:-9])) <= 100
     for words in ("the 5 likeliest", "J = (", "perplexity = exp(J)", "<unk>", "東京", "\\x07"):
         assert words in done.stdout
     results = json.loads((folder / "results.json").read_text())
     assert [row["cell"] for row in results["models"]] == ["rnn", "lstm"]
     for row in results["models"]:
         losses = [word["nats"] for word in results["words"] if word["cell"] == row["cell"]]
-        assert len(losses) == row["tokens"] == 15
+        assert len(losses) == row["tokens"] == 10
         assert np.exp(np.mean(losses)) == pytest.approx(row["perplexity"])
         assert row["unknown"] == 4
         assert (folder / row["cell"] / "checkpoints").is_dir()
+    with np.load(folder / "results.npz") as arrays:
+        assert {name.split("/")[0] for name in arrays if "/gate/" in name} == {"lstm"}
+        assert arrays["rnn/gradient"].shape == (results["last_word"] + 1,) == (8,)
     names = {path.name for path in (folder / "figures").iterdir()}
     stems = ["1_sentence", "2_next_words_rnn", "2_next_words_lstm", "3_loss"]
     stems += ["4_time_against_length", "5_parameters_against_length"]
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
-    assert "□□" in (folder / "figures" / "1_sentence.svg").read_text(encoding="utf-8")
+    drawn = (folder / "figures" / "1_sentence.svg").read_text(encoding="utf-8")
+    assert "□□" in drawn
+    said = " ".join(re.findall(r">([^<]+)</", drawn))
+    assert "tanh RNN at its start: embeddings of standard deviation 1; LSTM at its start" in said
+    assert "forget bias 1, embeddings" in said
 
 
-@pytest.mark.parametrize("text", ["cat", "the dog ran to the cat . " * 12])
+@pytest.mark.parametrize("text", ["cat", "the dog ran to the cat . " * 6])
 def test_short_and_long(text, made, tmp_path, monkeypatch):
     times = {"forward": 1.0, "both": 1.0, "side_by_side": 1.0}
     rows = [{"length": length, **times} for length in (16, 64)]

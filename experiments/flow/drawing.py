@@ -8,14 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import figures, run_folder
-from experiments.flow.measures import CONTEXT_ROWS, TAU_EDGES
+from experiments.flow.measures import CONTEXT_ROWS, DIRECTIONS, TAU_EDGES
+from experiments.flow.sources import source_of
 from experiments.flow.table import Arrays, forget_gate_start, headline, measured
 from lm.cells import CELLS
 from lm.gradients.statistics import FLOAT32_EPSILON, seed_band
 
 LOG10 = np.log(10)
-GATES = {"f": "forget gate", "i": "input gate", "o": "output gate"}
-GATE_COLOURS = {"f": "#0072B2", "i": "#E69F00", "o": "#CC79A7"}
+GATES = {
+    "f": "forget gate",
+    "i": "input gate",
+    "o": "output gate",
+    "r": "reset gate",
+    "q": "update gate",
+}
+GATE_COLOURS = {"f": "#0072B2", "i": "#E69F00", "o": "#CC79A7", "r": "#56B4E9", "q": "#009E73"}
+MARKERS = "os^Dv<>Pp*"  # a network each
 
 
 class Results(NamedTuple):
@@ -26,11 +34,17 @@ class Results(NamedTuple):
     unit: str
     arrays: Arrays
 
+    @property
+    def source(self) -> str:
+        """text, noise, task or checkpoint."""
+        return source_of(self.config["data"]["corpus"], self.config["checkpoint"])
+
 
 class Line(NamedTuple):
     """One network at one stage, as a figure draws it."""
 
     prefix: str  # of its arrays
+    network: int  # its place among the run's networks
     style: dict[str, Any]
     label: str
 
@@ -50,27 +64,34 @@ def plot(folder: Path) -> list[Path]:
     results = read_results(folder)
     drawn = []
     for name, (needs, draw) in FIGURES.items():
-        if any(key.endswith(f"/{needs}") for key in results.arrays):
+        if is_measured(results.arrays, needs):
             figure = draw(results)
             drawn.append(figures.save(figure, folder / "figures", name)[0])
     return drawn
+
+
+def is_measured(arrays: Arrays, needs: str, prefix: str = "") -> bool:
+    """Whether an array's name starts with `needs`, of any network or of the one at `prefix`."""
+    return any(key.startswith(prefix) and f"/{needs}" in key for key in arrays)
 
 
 def lines_of(results: Results, needs: str) -> Iterator[Line]:
     """The networks and stages that have the measure `needs`; dashed before training."""
     for index, (network, stage) in enumerate(measured(results.networks, results.arrays)):
         prefix = f"{network['name']}/{stage}"
-        if f"{prefix}/{needs}" not in results.arrays:
+        if not is_measured(results.arrays, needs, f"{prefix}/"):
             continue
-        own = CELLS[network["cell"]].name
-        called = own if network["name"] == network["cell"] else f"{network['name']} ({own})"
+        cell = CELLS[network["cell"]].name
+        called = cell if network["name"] == network["cell"] else f"{network['name']} ({cell})"
         start = forget_gate_start(network)
         bias = start if start.startswith("chrono") else f"forget bias {start}"
         rms = results.arrays[f"{prefix}/input_rms"].mean()
-        parts = [called, stage, *([bias] if start else []), f"input rms {rms:.2g}"]
+        own = own_traits(results, network)
+        parts = [called, stage, *own, *([bias] if start else []), f"input rms {rms:.2g}"]
         same = sum(n["cell"] == network["cell"] for n in results.networks) > 1
         yield Line(
             prefix,
+            results.networks.index(network),
             {
                 "color": figures.colour("" if same else network["cell"], index),
                 "linestyle": "-" if stage == "trained" else (0, (4, 2)),
@@ -86,23 +107,33 @@ def by_seed(results: Results, line: Line, name: str) -> np.ndarray:
 
 
 def caption(
-    figure: Any, results: Results, more: str = "", reduction: str = "geometric mean"
+    figure: Any,
+    results: Results,
+    needs: str,
+    *,
+    rows: int | None = None,
+    reduction: str = "geometric mean",
+    band: bool = True,
+    more: str = "",
 ) -> None:
-    """What the reduction is, and what the curves depend on."""
-    first = next(lines_of(results, "lag_h"))
-    seeds, rows = results.arrays[f"{first.prefix}/lag_h"].shape[::2]
-    band = f"95 % t band over {seeds} seeds" if seeds > 1 else "one seed, no band"
-    model = results.networks[0]["model"]
-    corpus = results.config["data"]["corpus"]
-    source = f"stretches of {Path(corpus).name}" if results.unit != "step" else f"rows of {corpus}"
-    trained = any(stage == "trained" for _, stage in measured(results.networks, results.arrays))
+    """What the reduction is, and what the curves depend on.
+
+    Args:
+      needs: the array that the figure draws, [S, ...].
+      rows: that a network's curve is a mean over; None: as many as there are stretches.
+      band: the figure has bands over seeds.
+    """
+    lines = list(lines_of(results, needs))
+    shapes = [results.arrays[f"{line.prefix}/lag_h"].shape for line in lines]
+    rows = max(shape[2] for shape in shapes) if rows is None else rows
+    most = max(shape[0] for shape in shapes)
+    spread = f", 95 % t band over {count(most, 'seed')}" if band else f" and {count(most, 'seed')}"
+    if most == 1:
+        spread = ", one seed, no band" if band else ", one seed"
     text = [
-        f"{reduction} over {rows} {source}, {band}",
-        f"hidden size {model['hidden_size']}",
-        f"recurrent gain {model['recurrent_gain']:g}" if model["recurrent_gain"] != 1 else "",
-        f"SGD, global-norm clip {results.config['optim']['clip']:g}"
-        if trained and not results.config["checkpoint"] and results.unit != "step"
-        else "",
+        f"{reduction} over {describe_rows(results, rows)}{spread}",
+        *common_traits(results),
+        describe_training(results, lines),
         more,
     ]
     wrapped = textwrap.fill(
@@ -111,14 +142,66 @@ def caption(
     figure.supxlabel(wrapped, fontsize=8.5, color="#555555")
 
 
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def describe_rows(results: Results, rows: int) -> str:
+    """What the rows are that a mean is taken over."""
+    texts = {corpus_of(results, network) for network in results.networks}
+    source = texts.pop() if len(texts) == 1 else "each network's own text"
+    if results.source in ("noise", "task"):
+        return f"{count(rows, 'row')} of {source}"
+    return f"one stretch of {source}" if rows == 1 else f"{rows} stretches of {source}"
+
+
+def describe_training(results: Results, lines: list[Line]) -> str:
+    """The optimizer; empty where this run trained nothing that the figure shows."""
+    optimizer = {"text": "SGD", "task": "Adam"}.get(results.source)
+    if optimizer is None or not any(line.prefix.endswith("/trained") for line in lines):
+        return ""
+    clip = float(results.config["optim"]["clip"])  # stored as "inf" where it is infinite
+    return f"{optimizer}, " + (f"global-norm clip {clip:g}" if np.isfinite(clip) else "no clipping")
+
+
+def corpus_of(results: Results, network: dict[str, Any]) -> str:
+    """The name of what a network was trained on or reads."""
+    return str(network.get("corpus", Path(results.config["data"]["corpus"]).name))
+
+
+def traits(results: Results, network: dict[str, Any]) -> tuple[str, ...]:
+    """What a network was, a line of words each; empty where it goes without saying."""
+    model = network["model"]
+    return (
+        f"hidden size {model['hidden_size']}",
+        f"top of {model['layers']} layers" if model["layers"] > 1 else "",
+        f"recurrent gain {model['recurrent_gain']:g}" if model["recurrent_gain"] != 1 else "",
+    )
+
+
+def common_traits(results: Results) -> list[str]:
+    """The traits that all networks share: said once, in the caption."""
+    columns = zip(*(traits(results, network) for network in results.networks), strict=True)
+    return [column[0] for column in columns if len(set(column)) == 1]
+
+
+def own_traits(results: Results, network: dict[str, Any]) -> list[str]:
+    """Those in which the networks differ, their texts too: said in each label."""
+    shared = common_traits(results)
+    own = [trait for trait in traits(results, network) if trait and trait not in shared]
+    texts = {corpus_of(results, other) for other in results.networks}
+    return [*own, f"on {corpus_of(results, network)}"] if len(texts) > 1 else own
+
+
 def title(figure: Any, text: str) -> None:
     figure.suptitle(textwrap.fill(text, 100), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
 
 
-def octave_ticks(axis: Any, last: int) -> None:
-    """Powers of two along a logarithmic x axis."""
+def octave_ticks(axis: Any, last: int, first: int = 2) -> None:
+    """Powers of two along a logarithmic x axis, from 1 or 2 on."""
     every = 1 if last <= 512 else 2
-    ticks = [2**k for k in range(1, 15, every) if 2**k <= last]
+    start = 0 if first == 1 else 1
+    ticks = [2**k for k in range(start, 15, every) if first <= 2**k <= last]
     axis.set(xscale="log")
     axis.set_xticks(ticks, [f"{t:,}" for t in ticks], minor=False)
     axis.set_xticks([], minor=True)
@@ -164,10 +247,10 @@ def draw_main(results: Results) -> Any:
             xlabel=f"sequence length T ({unit}s)",
             ylabel=r"$\Vert\partial L_T / \partial W_h\Vert$",
         )
-        octave_ticks(right, arrays["lengths"][-1])
+        octave_ticks(right, arrays["lengths"][-1], first=max(2, arrays["lengths"][0]))
         figures.label_log10(right)
     title(figure, headline(results.networks, arrays, unit))
-    caption(figure, results)
+    caption(figure, results, "lag_h")
     return figure
 
 
@@ -211,7 +294,9 @@ def draw_shares(results: Results) -> Any:
     octave_ticks(right, results.arrays["lengths"][-1])
     left.legend(fontsize=9, loc="lower right")
     title(figure, "Which steps the gradient of the recurrent weights comes from")
-    caption(figure, results, "of each row's own gradient", "mean")
+    caption(
+        figure, results, "share", reduction="mean", band=False, more="of each row's own gradient"
+    )
     return figure
 
 
@@ -229,7 +314,8 @@ def draw_jacobian(results: Results) -> Any:
     )
     figures.label_log10(axis)
     axis.legend(fontsize=9)
-    caption(figure, results, "thick: spectral norm, thin: Frobenius; 2 rows")
+    rows = results.arrays[f"{line.prefix}/jacobian_spectral"].shape[2]
+    caption(figure, results, "jacobian_", rows=rows, more="thick: spectral norm, thin: Frobenius")
     return figure
 
 
@@ -247,7 +333,7 @@ def draw_singular(results: Results) -> Any:
         axis.set(xlabel=f"lag ({results.unit}s)", ylabel="singular values of the product")
         figures.label_log10(axis)
     title(figure, "Singular values of the state's Jacobian product, the largest dark")
-    caption(figure, results, "one row; mean of logs over seeds")
+    caption(figure, results, "singular", rows=1, band=False)
     return figure
 
 
@@ -266,56 +352,72 @@ def draw_lyapunov(results: Results) -> Any:
         ylabel=f"nats per {results.unit}",
     )
     axis.legend(fontsize=9)
-    caption(figure, results, "joint state, 2 rows")
+    rows = results.arrays[f"{line.prefix}/lyapunov"].shape[1]
+    more = "joint state"
+    caption(figure, results, "lyapunov", rows=rows, reduction="mean", band=False, more=more)
     return figure
 
 
 def draw_gates(results: Results) -> Any:
-    """Saturation of every gate; time scales of the forget gate."""
-    figure, (left, right) = figures.new_figure(2)
-    for index, line in enumerate(lines_of(results, "tau")):
-        for gate, colour in GATE_COLOURS.items():
-            if f"{line.prefix}/gate_{gate}_low" not in results.arrays:
-                continue
-            low, high = (
-                results.arrays[f"{line.prefix}/gate_{gate}_{end}"].mean(axis=0)
-                for end in ("low", "high")
-            )
-            left.plot(
-                low,
-                high,
-                "os^Dv"[index // 2 % 5],
-                color=colour,
-                markerfacecolor=colour if line.prefix.endswith("trained") else "none",
-                alpha=0.6,
-                markersize=4,
-                label=f"{GATES[gate]}: {line.label.split(', input')[0]}",
-            )
-        shares = results.arrays[f"{line.prefix}/tau"].mean(axis=0)
-        right.stairs(shares[1:-1], TAU_EDGES, label=line.label, **line.style)
-    left.plot([0, 1], [1, 0], color="#777777", linewidth=0.8, linestyle=":")
-    left.set(
+    """Saturation of every gate; time scales of the forget gate, where a cell has one."""
+    scales = list(lines_of(results, "tau"))
+    figure, axes = figures.new_figure(2 if scales else 1, width=12 if scales else 8)
+    for line in lines_of(results, "gate_"):
+        plot_saturation(axes[0], results, line)
+    axes[0].plot([0, 1], [1, 0], color="#777777", linewidth=0.8, linestyle=":")
+    axes[0].set(
         title="Saturation, a point a unit",
         xlabel="share of the time the gate is below 0.1",
         ylabel="share of the time above 0.9",
     )
-    left.legend(fontsize=8.5)
-    right.set(
+    axes[0].legend(fontsize=7.5)
+    if scales:
+        plot_time_scales(axes[1], results, scales)
+    title(figure, "What the gates do")
+    caption(figure, results, "gate_", reduction="shares", band=False)
+    return figure
+
+
+def plot_saturation(axis: Any, results: Results, line: Line) -> None:
+    """A point a unit and gate, filled after training; a marker a network, a colour a gate."""
+    for gate, colour in GATE_COLOURS.items():
+        if f"{line.prefix}/gate_{gate}_low" not in results.arrays:
+            continue
+        low, high = (
+            results.arrays[f"{line.prefix}/gate_{gate}_{end}"].mean(axis=0)
+            for end in ("low", "high")
+        )
+        axis.plot(
+            low,
+            high,
+            MARKERS[line.network % len(MARKERS)],
+            color=colour,
+            markerfacecolor=colour if line.prefix.endswith("trained") else "none",
+            alpha=0.6,
+            markersize=4,
+            label=f"{GATES[gate]}: {line.label.split(', input rms')[0]}",
+        )
+
+
+def plot_time_scales(axis: Any, results: Results, lines: list[Line]) -> None:
+    """Histograms of tau; what lies beyond the last edge is said in the legend."""
+    for line in lines:
+        shares = results.arrays[f"{line.prefix}/tau"].mean(axis=0)
+        beyond = f"; {100 * shares[-1]:.2g} % beyond {TAU_EDGES[-1]:,.0f}" if shares[-1] else ""
+        axis.stairs(shares[1:-1], TAU_EDGES, label=line.label + beyond, **line.style)
+    axis.set(
         title="Time scales of the forget gate",
         xlabel=rf"$\tau = 1/(1-f)$ ({results.unit}s)",
         ylabel="share of activations",
     )
-    octave_ticks(right, 4096)
-    right.legend(fontsize=8.5)
-    title(figure, "What the gates do")
-    caption(figure, results, reduction="shares")
-    return figure
+    octave_ticks(axis, 4096, first=1)
+    axis.legend(fontsize=8.5)
 
 
 def draw_paths(results: Results) -> Any:
     """The gradient along the carry and through the recurrent weights."""
     figure, (axis,) = figures.new_figure(1, width=8)
-    for line in lines_of(results, "path_carried"):
+    for line in lines_of(results, "path_"):
         if np.isfinite(by_seed(results, line, "path_carried")[:, 1:]).any():
             thick = line._replace(label=f"{line.label}: carried elementwise")
             plot_log(axis, results, "path_carried", thick)
@@ -331,7 +433,7 @@ def draw_paths(results: Results) -> Any:
     )
     figures.label_log10(axis)
     axis.legend(fontsize=8.5)
-    caption(figure, results)
+    caption(figure, results, "path_")
     return figure
 
 
@@ -347,7 +449,8 @@ def draw_sensitivity(results: Results) -> Any:
     )
     figures.label_log10(axis)
     axis.legend(fontsize=9)
-    caption(figure, results, "root mean square over 8 random directions")
+    more = f"root mean square over {DIRECTIONS} random directions"
+    caption(figure, results, "sensitivity", more=more)
     return figure
 
 
@@ -364,7 +467,7 @@ def draw_omega(results: Results) -> Any:
         yscale="log",
     )
     axis.legend(fontsize=9)
-    caption(figure, results, reduction="mean")
+    caption(figure, results, "omega", reduction="mean", band=False)
     return figure
 
 
@@ -388,18 +491,23 @@ def draw_context(results: Results) -> Any:
         octave_ticks(axis, kept[-1])
         axis.legend(fontsize=9, title=f"what becomes of the other {results.unit}s")
     title(figure, "What far words are used for: the loss without them")
-    caption(figure, results, f"at most {CONTEXT_ROWS} stretches", "mean")
+    rows = min(CONTEXT_ROWS, results.arrays[f"{lines[0].prefix}/lag_h"].shape[2])
+    more = (
+        "cut also starts from the zero state, which a model trained with carried state has seldom "
+        "seen"
+    )
+    caption(figure, results, "context_", rows=rows, reduction="mean", band=False, more=more)
     return figure
 
 
-# name -> (the array that it needs, its drawing)
+# name -> (how the array that it needs begins, its drawing)
 FIGURES: dict[str, tuple[str, Callable[[Results], Any]]] = {
     "gradient_flow": ("lag_h", draw_main),
     "shares": ("share", draw_shares),
     "jacobian": ("jacobian_spectral", draw_jacobian),
     "singular": ("singular", draw_singular),
     "lyapunov": ("lyapunov", draw_lyapunov),
-    "gates": ("tau", draw_gates),
+    "gates": ("gate_", draw_gates),
     "paths": ("path_carried", draw_paths),
     "sensitivity": ("sensitivity", draw_sensitivity),
     "omega": ("omega", draw_omega),

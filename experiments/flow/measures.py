@@ -25,7 +25,7 @@ from lm.recurrence import as_step, project, run_forward
 
 JACOBIAN_ROWS = 2  # rows whose Jacobians, N x N at every step, are multiplied
 DIRECTIONS = 8  # random directions in parameter space that sensitivity averages over
-TAU_EDGES = tuple(2.0 ** (k / 2) for k in range(2, 25))  # 2 .. 4096 steps
+TAU_EDGES = tuple(2.0 ** (k / 2) for k in range(25))  # 1, the least there is, to 4096 steps
 
 CONTEXT_ROWS = 64  # stretches that context use is averaged over
 CONTEXT_KEPT = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500)
@@ -119,8 +119,8 @@ def split(setting: Setting, subject: Subject) -> Found:
     trace, injected = run_layer(setting, subject)
     found = paths.measure_paths(setting.cell, subject.layer, trace, injected)
     return {
-        "path_carried": found.log_carried[::-1],
-        "path_recurrent": found.log_recurrent[::-1],
+        "path_carried": found.carried.log_norm[::-1],
+        "path_recurrent": found.recurrent.log_norm[::-1],
     }
 
 
@@ -143,11 +143,9 @@ def forward_sensitivity(setting: Setting, subject: Subject) -> Found:
     return {"sensitivity": (jax.nn.logsumexp(2 * logs, axis=0) - jnp.log(DIRECTIONS)) / 2}
 
 
-def omega(setting: Setting, subject: Subject) -> Found:
-    """Measure 14: Pascanu's Omega per lag, of the whole state, [lags - 1, B]."""
-    trace, injected = run_layer(setting, subject)
-    flow = pull_back_log(setting.cell, subject.layer, trace, injected)
-    return {"omega": sensitivity.pascanu_omega(flow.log_norm_state[::-1])}
+def omega(found: Found) -> Found:
+    """Measure 14: Pascanu's Omega per lag, [lags - 1, B], of the whole state's lag curve."""
+    return {"omega": sensitivity.pascanu_omega(found["lag_state"])}
 
 
 Measure = Callable[[Setting, Subject], Found]
@@ -162,8 +160,9 @@ TAKEN: dict[str, Measure] = {
     "gates": gate_use,
     "paths": split,
     "sensitivity": forward_sensitivity,
-    "omega": omega,
 }
+# Those that follow from what the measure `lags`, which is always taken, has found.
+DERIVED: dict[str, Callable[[Found], Found]] = {"omega": omega}
 
 
 def zero_state(setting: Setting, subject: Subject) -> Any:
@@ -198,13 +197,16 @@ def compile_measures(
       subject_of: what `seeds`, a pytree with a leading axis, holds of one seed -> Subject.
     """
     setting = Setting(CELLS[network.cell], config.at_lengths)
-    names = tuple(name for name in config.measures if name in TAKEN)
 
     def one_seed(seed: Any) -> Found:
         subject = cast(subject_of(seed), config.dtype)
         found: Found = {"input_rms": jnp.sqrt(jnp.mean(subject.x**2))}
-        for name in names:
-            found |= TAKEN[name](setting, subject)
+        for name, take in TAKEN.items():
+            if name in config.measures:
+                found |= take(setting, subject)
+        for name, derive in DERIVED.items():
+            if name in config.measures:
+                found |= derive(found)
         return found
 
     width = config.windows * network.hidden_size

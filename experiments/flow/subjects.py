@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.task_training import TaskParams
@@ -16,6 +17,7 @@ from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams, init_params
 from lm.config import ModelConfig
+from lm.data.batches import cut_windows
 from lm.gradients.flow import loss_gradient, run_model
 from lm.recurrence import unroll
 from lm.tasks import Task
@@ -27,6 +29,19 @@ class Subject(NamedTuple):
     layer: CellParams
     x: jax.Array  # the layer's inputs [T, B, D]
     d_h: jax.Array  # dL_t/dh_t of a loss at each of the lengths asked for, [lengths, B, H]
+
+
+def cut_stretches(tokens: np.ndarray, lags: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` stretches of `lags` tokens of a text: inputs and targets, int32 [lags, stretches].
+
+    Raises:
+      ValueError: the text is too short, said in the words of gradient_flow's options.
+    """
+    if lags >= len(tokens):
+        raise ValueError(
+            f"lags is {lags}; wanted fewer than the {len(tokens)} tokens of the validation text"
+        )
+    return cut_windows(tokens, lags, count)
 
 
 def text_subject(

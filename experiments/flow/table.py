@@ -7,9 +7,11 @@ import numpy as np
 from lm.cells import CELLS
 from lm.gradients.statistics import E_FOLD, FLOAT32_EPSILON, horizon, slope_per_step
 
+# Of text, by the level that it is cut at.
+UNITS = {"word": "word", "whitespace": "word", "char": "character", "byte": "byte"}
 STAGES = ("init", "trained")
 Arrays = dict[str, np.ndarray]
-Networks = list[dict[str, Any]]  # name, cell, model, as in a run's results.json
+Networks = list[dict[str, Any]]  # name, cell, model, corpus, as in a run's results.json
 
 
 def measured(networks: Networks, arrays: Arrays) -> list[tuple[dict[str, Any], str]]:
@@ -103,7 +105,9 @@ def headline(networks: Networks, arrays: Arrays, unit: str, lag: int = 50) -> st
         mean = arrays[f"{name}/{stage}/lag_h"].mean(axis=(0, 2))
         lag = min(lag, len(mean) - 1)
         called = CELLS[name].name if name == network["cell"] else name
-        shrunk.append(f"{format_factor((mean[1] - mean[lag]) / np.log(10))} ({called})")
+        with np.errstate(invalid="ignore"):  # a dead curve, -inf at both, has no ratio
+            factor = (mean[1] - mean[lag]) / np.log(10)
+        shrunk.append(f"{format_factor(factor)} ({called})")
     if stage == "init" and any(f"{n['name']}/diverged" in arrays for n in networks):
         return "No trained network to measure: every seed diverged"
     moment = (

@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from experiments import run_folder
 from experiments.flow.measures import Arrays, compile_measures, measure_context_use
-from experiments.flow.subjects import Subject, task_subject, text_subject
+from experiments.flow.subjects import Subject, cut_stretches, task_subject, text_subject
 from experiments.task_training import Hyper as TaskHyper
 from experiments.task_training import Network as TaskNetwork
-from experiments.task_training import TaskParams, make_train_task, run_seeds
+from experiments.task_training import TaskParams, TaskRun, make_train_task, run_seeds
 from lm import model
 from lm.cells import CELLS
 from lm.config import ModelConfig
-from lm.data.batches import cut_windows, make_batches
+from lm.data.batches import make_batches
 from lm.data.corpus import Corpus, load_corpus
 from lm.data.vocabulary import Vocabulary
 from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward, perplexity
@@ -30,6 +30,7 @@ from lm.train import NotFiniteError, init_state, make_block, run_blocks
 
 STEPS_PER_DISPATCH = 40
 TASK_STEPS = 1000
+TASK_LOG_LINES = 99  # a run, at most, and one where it diverged
 TASK_LEARNING_RATE = 1e-3  # of Adam
 
 
@@ -39,6 +40,7 @@ class Network(NamedTuple):
     name: str  # its arrays are saved as "name/stage/measure"
     cell: str
     model: ModelConfig
+    corpus: str  # what it was trained on, or reads
     arrays: Arrays
 
 
@@ -53,7 +55,7 @@ class Plan(NamedTuple):
 def plan_text(config: Any) -> Plan:
     """Language models trained on text, measured at the start and at the end."""
     corpus = load_corpus(config.data)
-    inputs, targets = cut_windows(corpus.splits["valid"], config.lags, config.windows)
+    inputs, targets = cut_stretches(corpus.splits["valid"], config.lags, config.windows)
     batches = make_batches(
         corpus.splits["train"], config.data.batching, config.data.batch_size, config.data.length
     )
@@ -82,7 +84,7 @@ def plan_text(config: Any) -> Plan:
                     if "context" in config.measures:
                         found |= measure_context_use(network, finished, inputs, targets[-1])
                     arrays |= {f"trained/{name}": value for name, value in found.items()}
-                yield Network(cell, cell, network, arrays | scores)
+                yield Network(cell, cell, network, Path(corpus.name).name, arrays | scores)
 
     return Plan({"name": corpus.name, "sha256": corpus.sha256}, corpus.vocabulary, measure)
 
@@ -179,6 +181,7 @@ def plan_task(config: Any) -> Plan:
 
     def measure(folder: Path) -> Iterator[Network]:
         total = config.seeds * len(config.cells)
+        log = run_folder.MetricsLog(folder)
         with tqdm(total=total, unit="run", dynamic_ncols=True) as bar:
             for cell in config.cells:
                 network = dataclasses.replace(config.model, cell=cell)
@@ -193,13 +196,30 @@ def plan_task(config: Any) -> Plan:
                     return task_subject(CELLS[cell], task, params, rows, lengths)
 
                 measures = compile_measures(config, network, subject_of)
-                arrays: Arrays = {"loss": np.asarray(runs.loss)}
-                for stage, params in (("init", runs.before), ("trained", runs.after)):
-                    found = measures(params)
-                    arrays |= {f"{stage}/{key}": value for key, value in found.items()}
-                yield Network(cell, cell, network, arrays)
+                finite = np.isfinite(runs.loss) & np.isfinite(runs.losses).all(axis=1)
+                for seed in range(config.seeds):
+                    log_task_run(log, cell, seed, jax.tree.map(lambda a, s=seed: a[s], runs), bar)
+                found = measures(runs.before)
+                arrays = {f"init/{key}": value for key, value in found.items()}
+                arrays |= {"loss": runs.loss[finite], "diverged": np.flatnonzero(~finite)}
+                if finite.any():
+                    found = measures(jax.tree.map(lambda leaf, at=finite: leaf[at], runs.after))
+                    arrays |= {f"trained/{key}": value for key, value in found.items()}
+                yield Network(cell, cell, network, task.name, arrays)
 
     return Plan({"name": task.name}, None, measure)
+
+
+def log_task_run(log: run_folder.MetricsLog, cell: str, seed: int, run: TaskRun, bar: Any) -> None:
+    """Loss and gradient norm of one seed, evenly thinned; and where it diverged, which is said."""
+    wrong = np.flatnonzero(~np.isfinite([*run.losses, run.loss]))
+    last = int(wrong[0]) if len(wrong) else len(run.losses)
+    for step in np.unique(np.linspace(0, last - 1, TASK_LOG_LINES).astype(int)) if last else ():
+        losses = {"loss": float(run.losses[step]), "grad_norm": float(run.grad_norms[step])}
+        log.write(cell=cell, seed=seed, step=int(step), **losses)
+    if len(wrong):
+        bar.write(f"{cell} seed {seed} diverged at step {last}", file=sys.stderr)
+        log.write(cell=cell, seed=seed, step=last, diverged=True)
 
 
 def overlap_note(tokens: int, time: int, count: int) -> str:

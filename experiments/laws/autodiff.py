@@ -250,12 +250,15 @@ def path_sum(dtype: str) -> Found:
         return measure_paths(LSTM, layer.params, trace, inject_at(time, time - 1, layer.d_h))
 
     found = parts(layer)
-    scale = np.exp(float64(found.log))[..., None]
+    scales = [np.exp(float64(part.log))[..., None] for part in found]
     errors = []
     for field, gradient in whole(layer)._asdict().items():
-        both = float64(getattr(found.carried, field)) + float64(getattr(found.recurrent, field))
+        both = sum(
+            scale * float64(getattr(part.unit, field))
+            for scale, part in zip(scales, found, strict=True)
+        )
         sizes = np.linalg.norm(float64(gradient), axis=-1)
-        apart = np.linalg.norm(scale * both - float64(gradient), axis=-1)
+        apart = np.linalg.norm(both - float64(gradient), axis=-1)
         errors.append(float(np.max(apart[sizes > 0] / sizes[sizes > 0])))
         errors.append(float(np.max(apart[sizes == 0], initial=0)))
     return worst(*errors), tolerance(dtype, 1e-12, 2e-4)

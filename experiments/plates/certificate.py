@@ -15,12 +15,12 @@ import numpy as np
 from jax import lax
 
 from experiments import figures
+from experiments.laws.layer import LINEAR
 from experiments.plates import page
 from experiments.plates.driven import Driven, drive
 from experiments.plates.plate import Arrays, Config, Done, Found, Plate
 from lm.cells import CELLS
-from lm.cells.cell import Cell, CellParams, init_params, make_cell
-from lm.cells.rnn import RNNState
+from lm.cells.cell import Cell, CellParams, init_params
 from lm.gradients.flow import measure_layer_lags
 from lm.gradients.lyapunov import lyapunov_spectrum
 from lm.gradients.statistics import seed_band, slope_per_step
@@ -30,7 +30,6 @@ TOLERANCE = 0.01  # nats per step
 FORGET_BIASES = (0.0, 1.0, 3.0)
 RHO = 0.9  # of the linear RNN W_h = rho Q
 FORCED_BIAS = 2.0  # of the LSTM whose gates see nothing but their bias
-LINEAR = make_cell("linear RNN", ("h",), RNNState, lambda vectors, state, z, u: RNNState(z + u))
 
 
 class Network(NamedTuple):
@@ -41,6 +40,7 @@ class Network(NamedTuple):
     init: Callable[[jax.Array, int], CellParams]  # (key, H)
     exact: float  # nats per step; NaN where no formula is known
     line: dict[str, Any]
+    marker: str = "o"
 
 
 def networks(config: Config) -> list[Network]:
@@ -51,11 +51,11 @@ def networks(config: Config) -> list[Network]:
         *found,
         Network(
             f"linear RNN, $W_h = {RHO:g}\\,Q$", LINEAR, init_linear, float(np.log(RHO)),
-            {**dashed, "linestyle": "-"},
+            {**dashed, "linestyle": "-"}, "s",
         ),
         Network(
             f"LSTM, gates forced, bias {FORCED_BIAS:g}", CELLS["lstm"], init_forced,
-            -float(np.log1p(np.exp(-FORCED_BIAS))), {**dashed, "linestyle": (0, (5, 2))},
+            -float(np.log1p(np.exp(-FORCED_BIAS))), {**dashed, "linestyle": (0, (5, 2))}, "s",
         ),
     ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def of_cell(config: Config, name: str) -> list[Network]:
 
     if cell.forget_gate is None:
         return [Network(cell.name, cell, init, nothing, {"color": colour})]
-    shades = page.BLUES if name == "lstm" else (colour,) * 3
+    shades = page.tints(colour, len(FORGET_BIASES))
     found = [
         Network(
             f"{cell.name}, forget bias {bias:g}",
@@ -88,7 +88,8 @@ def of_cell(config: Config, name: str) -> list[Network]:
         cell,
         partial(init, chrono=config.lags),
         nothing,
-        {"color": "#CC79A7"},
+        {"color": colour, "linestyle": (0, (6, 1.5, 1.2, 1.5))},
+        "D",
     )
     return [*found, chrono]
 
@@ -247,15 +248,15 @@ def draw_numbers(axes: Any, number: int, network: Network, row: dict[str, Any]) 
         row["slope"],
         xerr=[[row["exponent"] - row["exponent_low"]], [row["exponent_high"] - row["exponent"]]],
         yerr=[[row["slope"] - row["slope_low"]], [row["slope_high"] - row["slope"]]],
-        marker="s" if np.isfinite(network.exact) else "o",
+        marker=network.marker,
         color=colour,
         markersize=7,
         markeredgecolor="white",
     )
     half = row["difference_half"]
     axes["differences"].errorbar(
-        row["difference"], -number, xerr=0 if np.isnan(half) else half, marker="o", color=colour,
-        markersize=6,
+        row["difference"], -number, xerr=0 if np.isnan(half) else half,
+        marker=network.marker, color=colour, markersize=6,
     )  # fmt: skip
     if np.isfinite(network.exact):
         axes["differences"].plot(

@@ -1,7 +1,8 @@
 """Temporal Gram matrix: how the steps' parts of dL_T/dW_h lie to each other, and their shares.
 
 dL_T/dW_h = sum over t of G_t. The Gram matrix <G_t, G_s> says which steps make the gradient and
-whether they pull together; a row's sum over the whole is that step's share.
+whether they pull together; a row's sum over the whole is that step's share. The whole is here
+that of the last LAGS steps: what a longer memory adds from before them is not counted.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from lm.cells.cell import init_params
 from lm.gradients.components import Gram, lag_shares, temporal_gram
 from lm.gradients.statistics import seed_band
 
-LAGS = 64  # of the shares; what lies beyond is counted with the last
+LAGS = 64  # steps that are looked at; what lies further back is left out of sums and shares
 SHOWN = 24  # lags of a heat map
 BARS = 10  # lags of the bars
 FLOOR = -8  # log10 of the smallest magnitude that is told from 0
@@ -77,9 +78,15 @@ def describe(config: Config, arrays: Arrays) -> Found:
         f"{row['steps_for_90_percent']} ({full_name(config, row['cell'])})" for row in rows
     )
     return {
-        "finding": f"Steps that make up 90 % of the recurrent weights' gradient: {said}",
+        "finding": f"Steps that make up 90 % of what the last {window(arrays)} add to the "
+        f"recurrent weights' gradient: {said}",
         "rows": rows,
     }
+
+
+def window(arrays: Arrays) -> int:
+    """Steps that the shares are of."""
+    return int(next(value for key, value in arrays.items() if key.endswith("/shares")).shape[-1])
 
 
 def full_name(config: Config, name: str) -> str:
@@ -130,8 +137,9 @@ def draw(config: Config, arrays: Arrays) -> Any:
     caption = (
         f"$G_t = h_{{t-1}}\\delta_t^T$: what step t adds to the gradient of $W_h$ from a loss at "
         f"the last step T. At the start, hidden size {config.hidden_size}, inputs N(0, 1). Heat "
-        f"maps: one sequence, seed 0. Shares: arithmetic mean over {config.seeds} seeds with 95 % "
-        "t intervals"
+        f"maps: one sequence, seed 0. Shares: of the sum over lags 0 to {window(arrays) - 1}, "
+        "what lies further back is left out; arithmetic mean over "
+        f"{config.seeds} seeds with 95 % t intervals"
     )
     return page.dress(figure, describe(config, arrays)["finding"], caption)
 
@@ -139,7 +147,7 @@ def draw(config: Config, arrays: Arrays) -> Any:
 def draw_shares(axis: Any, config: Config, arrays: Arrays) -> None:
     """Each lag's share of dL_T/dW_h, bars side by side."""
     width = 0.8 / len(config.cells)
-    lags = np.arange(BARS)
+    lags, last = np.arange(BARS), window(arrays) - 1
     for index, name in enumerate(config.cells):
         band = seed_band(arrays[f"{name}/shares"][:, :BARS])
         beyond = arrays[f"{name}/shares"][:, BARS:].sum(axis=1).mean()
@@ -147,13 +155,13 @@ def draw_shares(axis: Any, config: Config, arrays: Arrays) -> None:
             lags + (index - (len(config.cells) - 1) / 2) * width, band.mean, width,
             yerr=None if np.isnan(band.low).any() else band.high - band.mean,
             color=figures.colour(name, index),
-            label=f"{CELLS[name].name}; beyond lag {BARS - 1}: {beyond:.1g}",
+            label=f"{CELLS[name].name}; lags {BARS} to {last}: {beyond:.1g}",
             error_kw={"elinewidth": 1, "ecolor": "#333333"},
         )  # fmt: skip
     axis.set(
         title=r"Each lag's share of $\partial L_T/\partial W_h$",
         xlabel="lag (steps)",
-        ylabel="share (they sum to 1)",
+        ylabel=f"share (lags 0 to {last} sum to 1)",
         xticks=lags,
     )
     axis.legend(loc="upper right")

@@ -16,8 +16,8 @@ from experiments.plates.plate import Arrays, Config, Done, Found, Plate
 from lm import model
 from lm.cells import CELLS
 from lm.config import ModelConfig
-from lm.data.batches import make_batches
-from lm.data.corpus import load_corpus
+from lm.data.batches import Batches, make_batches
+from lm.data.corpus import Corpus, load_corpus
 from lm.gradients.lyapunov import lyapunov_spectrum
 from lm.gradients.statistics import seed_band
 from lm.recurrence import as_step
@@ -32,23 +32,37 @@ def stops(config: Config) -> tuple[int, ...]:
     return tuple(sorted({0, max(1, config.steps // 12), max(1, config.steps // 3), config.steps}))
 
 
+def check(config: Config) -> None:
+    """Refuse a text that is not there or too short."""
+    load_text(config)
+
+
+def load_text(config: Config) -> tuple[Corpus, Batches]:
+    """The corpus and its training batches.
+
+    Raises:
+      ValueError: no such corpus; too little text to train on or to push tangents through.
+    """
+    data = config.data
+    corpus = load_corpus(data)
+    batches = make_batches(corpus.splits["train"], data.batching, data.batch_size, data.length)
+    found = len(corpus.splits["valid"])
+    if found < WARMUP + COUNTED:
+        raise ValueError(
+            f"the validation text has {found} tokens; lyapunov wanted {WARMUP + COUNTED}: "
+            "give more text"
+        )
+    return corpus, batches
+
+
 def measure(config: Config, done: Done) -> Arrays:
     """ "exponents" [S, biases, stops, 2 H], nats per step, descending."""
-    corpus = load_corpus(config.data)
-    batches = make_batches(
-        corpus.splits["train"], config.data.batching, config.data.batch_size, config.data.length
-    )
+    corpus, batches = load_text(config)
     network = model_config(config)
     train = make_trainer(
         network, batches, len(corpus.vocabulary), LSTM.learning_rate, stops(config)
     )
-    text = corpus.splits["valid"]
-    if len(text) < WARMUP + COUNTED:
-        raise ValueError(
-            f"the validation text has {len(text)} tokens; lyapunov wanted {WARMUP + COUNTED}: "
-            "give more text"
-        )
-    spectrum = jax.jit(make_spectrum(text[: WARMUP + COUNTED]))
+    spectrum = jax.jit(make_spectrum(corpus.splits["valid"][: WARMUP + COUNTED]))
     found = []
     for seed in range(config.model_seeds):
         for bias in FORGET_BIASES:
@@ -161,4 +175,7 @@ def draw_top(axis: Any, config: Config, top: np.ndarray) -> None:
     axis.legend(title="forget bias\nat the start", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-PLATE = Plate(measure, describe, draw, parts=lambda config: config.model_seeds * len(FORGET_BIASES))
+PLATE = Plate(
+    measure, describe, draw, parts=lambda config: config.model_seeds * len(FORGET_BIASES),
+    check=check,
+)  # fmt: skip

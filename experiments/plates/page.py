@@ -4,14 +4,23 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex, to_rgb
 
 from experiments import figures
 
 GREY = "#555555"
 LOG10 = 1 / 2.302585092994046  # nats to powers of ten
-# Shades of one hue for one cell at several forget biases: the darker, the larger.
-BLUES = ("#9ECAE1", "#4292C6", "#084594")
+
+
+def tints(colour: str, count: int) -> list[str]:
+    """Shades of one hue, for one cell at several settings: light to dark, itself in the middle."""
+    mixed = []
+    for at in np.linspace(-0.6, 0.6, count):
+        other = np.ones(3) if at < 0 else np.zeros(3)
+        mixed.append(to_hex((1 - abs(at)) * np.asarray(to_rgb(colour)) + abs(at) * other))
+    return mixed
 
 
 def new_page(mosaic: Sequence[Sequence[str]], width: float, height: float, **options: Any) -> Any:

@@ -55,6 +55,10 @@ class Config:
                 )
 
 
+def check_nothing(config: Config) -> None:
+    """A figure that can be drawn with every valid Config."""
+
+
 @dataclass(frozen=True)
 class Plate:
     """One figure.
@@ -64,9 +68,11 @@ class Plate:
       describe: (config, arrays) -> Found: the finding, which is the figure's title.
       draw: (config, arrays) -> a matplotlib figure.
       parts: config -> how often `measure` calls `done`.
+      check: raises ValueError for what `measure` would refuse, before anything is measured.
     """
 
     measure: Callable[[Config, Done], Arrays]
     describe: Callable[[Config, Arrays], Found]
     draw: Callable[[Config, Arrays], Any]
     parts: Callable[[Config], int]
+    check: Callable[[Config], None] = check_nothing

@@ -143,7 +143,8 @@ def plot_sentence(results: Results, arrays: Arrays) -> Any:
     head(figure, gradient_finding(results), int(size[0] * 9))
     notes = [
         "gradient: L2 norm of dL/ds of the top layer's state s (where it has a cell state: of c "
-        "and h jointly)"
+        "and h jointly)",
+        *(describe_start(row) for row in results["models"]),
     ]
     if any(row["unknown"] for row in results["words"]):
         notes.append("‹...›: unknown, read as <unk>")
@@ -151,6 +152,17 @@ def plot_sentence(results: Results, arrays: Arrays) -> Any:
         notes.append(f"the last {len(labels) - first} of {len(labels)} positions")
     figure.supxlabel(textwrap.fill("; ".join(notes), int(size[0] * 12)), **FOOT)
     return figure
+
+
+def describe_start(row: dict[str, Any]) -> str:
+    """What a model's gates and gradient started from."""
+    bias = row["forget_bias"]
+    gate = [bias if bias.startswith("chrono") else f"forget bias {bias}"] if bias else []
+    if row["uniform"]:
+        scales = [f"weights from U(-{row['uniform']:g}, {row['uniform']:g})"]
+    else:
+        scales = [f"embeddings of standard deviation {row['input_scale']:g}"]
+    return f"{CELLS[row['cell']].name} at its start: {', '.join(gate + scales)}"
 
 
 def draw_surprisal(

@@ -21,8 +21,6 @@ from lm.gradients.flow import measure_lags
 from lm.gradients.gates import model_gates
 from lm.loss import chunk_rows
 
-UNITS = {"word": "word", "whitespace": "word", "char": "character", "byte": "byte"}
-
 
 class Sentence(NamedTuple):
     """A sentence in a model's own tokens. T tokens, the last of them `<eos>`."""

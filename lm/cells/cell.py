@@ -58,7 +58,7 @@ class Cell:
       activations: (vectors, state, z, u) -> the gates' activations by name, each [B, H], for
         looking at; None where there are no gates to look at.
       d_carousel: (tape, cotangent of the new state) -> dL/dc_t [B, H], the path through the
-        step's own h_t included. None where there is no c.
+        step's own h_t included. None: not known, or no c.
       forget_gate: the gate that `forget_bias` is added to, or None.
       vectors: how many elementwise parameter vectors `gate` takes; they start at 0.
       recurrent_init: "orthogonal" or "identity": how W_h starts, gate by gate.

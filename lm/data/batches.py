@@ -184,7 +184,7 @@ def cut_windows(tokens: np.ndarray, time: int, count: int) -> tuple[np.ndarray, 
     """
     spare = len(tokens) - (time + 1)
     if spare < 0:
-        raise ValueError(f"lags is {time}; wanted fewer than the {len(tokens)} tokens of the text")
+        raise ValueError(f"time is {time}; wanted fewer than the {len(tokens)} tokens of the text")
     starts = np.unique(np.linspace(0, spare, count).astype(int))
     rows = np.stack([tokens[start : start + time + 1] for start in starts], axis=1)
     return rows[:-1], rows[1:]

@@ -363,7 +363,7 @@ def measure_engine(
     paths = measure_paths(cell, params, trace, injected)
     return {
         "carry": lag_curves(flow).c_total,
-        "paths": PathNorms(paths.log_carried[::-1], paths.log_recurrent[::-1]),
+        "paths": PathNorms(paths.carried.log_norm[::-1], paths.recurrent.log_norm[::-1]),
         "truncation": measure_truncation(temporal_gram(trace, flow.delta)),
     }
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.linalg import full_precision
 from lm.log_space import Scaled
 from lm.recurrence import Trace, previous_h
 
@@ -32,6 +33,7 @@ class Truncation(NamedTuple):
     log_ratio: jax.Array  # log of ||truncated|| / ||full||, nats
 
 
+@full_precision
 def temporal_gram(trace: Trace, delta: Scaled) -> Gram:
     """Measure 4: all inner products of the temporal components of one layer's dL/dW_h.
 
@@ -77,7 +79,7 @@ def total_log_norm(gram: Gram) -> jax.Array:
 def lag_shares(gram: Gram) -> jax.Array:
     """Each lag's share of dL/dW_h: <G_{T-lag}, G> / ||G||^2, lags 0 .. T - 1; they sum to 1.
 
-    A share is negative where a step pulls against the sum.
+    NaN where the whole gradient is 0. A share is negative where a step pulls against the sum.
     """
     _, matrix = weighted(gram)
     rows = jnp.sum(matrix, axis=1)
@@ -87,7 +89,8 @@ def lag_shares(gram: Gram) -> jax.Array:
 def measure_truncation(gram: Gram) -> Truncation:
     """Measure 13: what truncated BPTT of k steps loses, for every k at once.
 
-    The truncated gradient of L_T is the sum of G_t over lags below k.
+    The truncated gradient of L_T is the sum of G_t over lags below k. NaN ratios where the whole
+    gradient is 0.
     Source: Tallec and Ollivier 2017 (arXiv:1705.08209).
     """
     _, matrix = weighted(gram)

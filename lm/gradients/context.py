@@ -14,6 +14,7 @@ from jax import lax
 
 from lm import model
 from lm.config import ModelConfig
+from lm.linalg import full_precision
 
 # (key, tokens [W, N], far [W] bool) -> (tokens, mask): what is left of the context
 Change = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -56,6 +57,7 @@ def replace(key: jax.Array, tokens: jax.Array, far: jax.Array) -> tuple[jax.Arra
 CHANGES: dict[str, Change] = {"cut": cut, "shuffle": shuffle, "drop": drop, "replace": replace}
 
 
+@full_precision
 def measure_context(
     config: ModelConfig,
     params: model.Params,
@@ -102,6 +104,7 @@ def target_nats(
     return jax.nn.logsumexp(scores, axis=1) - chosen
 
 
+@full_precision
 def measure_replaced_token(
     config: ModelConfig,
     params: model.Params,

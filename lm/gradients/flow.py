@@ -17,6 +17,7 @@ from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams
 from lm.config import ModelConfig
+from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
 from lm.recurrence import Trace, previous_h, project, pull_back_step, run_forward
 
@@ -36,6 +37,9 @@ class Flow(NamedTuple):
 class LagCurves(NamedTuple):
     """log ||dL_T/ds_{T - lag}|| against lag, natural log of an L2 norm, each [lags, B].
 
+    The fields of a state share one scale: one that lies further below the joint norm than its
+    type can hold (87 nats in float32) reads -inf.
+
     An LSTM's c has two. `c` is the carry alone: h_{T - lag} is a field of its own, and the path
     from c through it counts there; at lag 0 it is exactly 0. `c_total` counts that path too: it
     is what a probe added to c before h = o tanh(c) is taken would see.
@@ -44,9 +48,10 @@ class LagCurves(NamedTuple):
     h: jax.Array
     state: jax.Array  # all fields of the state jointly; equals h where h is all there is
     c: jax.Array | None  # LSTM
-    c_total: jax.Array | None  # LSTM
+    c_total: jax.Array | None  # of cells that know `Cell.d_carousel`
 
 
+@full_precision
 def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled) -> Flow:
     """Run cotangents of the outputs back through one layer, in log space.
 
@@ -89,6 +94,7 @@ def inject_at(time: int, step: jax.Array | int, d_h: jax.Array) -> Scaled:
     )
 
 
+@full_precision
 def measure_layer_lags(
     cell: Cell, params: CellParams, state: Any, x: jax.Array, d_h: jax.Array
 ) -> LagCurves:
@@ -127,6 +133,7 @@ class ForwardPass(NamedTuple):
     h: jax.Array  # of the last layer [T, B, H]
 
 
+@full_precision
 def run_model(
     config: ModelConfig, params: model.Params, carry: model.Carry, tokens: jax.Array
 ) -> ForwardPass:
@@ -142,6 +149,7 @@ def run_model(
     return ForwardPass(tuple(traces), h)
 
 
+@full_precision
 def loss_gradient(params: model.Params, h: jax.Array, targets: jax.Array) -> jax.Array:
     """dL/dh of the cross-entropy of each row's own target. h [B, H], targets [B] -> [B, H]."""
     p = jax.nn.softmax(model.logits(params, h), axis=-1)
@@ -162,6 +170,7 @@ def pull_back_model(
     return tuple(reversed(flows))
 
 
+@full_precision
 def measure_lags(
     config: ModelConfig,
     params: model.Params,
@@ -188,6 +197,7 @@ def measure_lags(
     return tuple(lag_curves(flow) for flow in flows)
 
 
+@full_precision
 def measure_lengths(
     config: ModelConfig,
     params: model.Params,
@@ -231,6 +241,7 @@ def measure_lengths(
     return map_lengths(one_length, lengths, 3 * tokens.size * width, params.embedding.dtype)
 
 
+@full_precision
 def measure_layer_lengths(
     cell: Cell,
     params: CellParams,
@@ -287,6 +298,7 @@ def map_lengths(
     return lax.map(one_length, (at, *more) if more else at, batch_size=min(len(lengths), lanes))
 
 
+@full_precision
 def recurrent_log_norm(trace: Trace, delta: Scaled) -> jax.Array:
     """log ||sum over t of h_{t-1}^T delta_t||_F of each row, in nats. [B]."""
     h_prev = previous_h(trace)

@@ -10,11 +10,13 @@ from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams
 from lm.config import ModelConfig
+from lm.linalg import full_precision
 from lm.recurrence import project
 
 Activations = dict[str, jax.Array]  # gate -> [T, B, H]
 
 
+@full_precision
 def gate_activations(
     cell: Cell, params: CellParams, state: Any, x: jax.Array
 ) -> tuple[Any, Activations]:
@@ -41,6 +43,7 @@ def gate_activations(
     return states, gates
 
 
+@full_precision
 def model_gates(
     config: ModelConfig, params: model.Params, carry: model.Carry, tokens: jax.Array
 ) -> tuple[tuple[Any, Activations], ...]:

@@ -12,12 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.gradients.jacobian import run_states
+from lm.linalg import full_precision
 from lm.log_space import common_scale, log_norm, rescale
 from lm.recurrence import Step, select
 
 
 class StepCurves(NamedTuple):
-    """log ||dL_T/ds_{T - lag}|| against lag, natural log of an L2 norm, each [lags, B]."""
+    """log ||dL_T/ds_{T - lag}|| against lag, natural log of an L2 norm, each [lags, B].
+
+    The leaves share one scale: one that lies further below the joint norm than its type can
+    hold (87 nats in float32) reads -inf.
+    """
 
     leaves: tuple[jax.Array, ...]  # of each leaf of the state, in tree order
     state: jax.Array  # of all leaves jointly
@@ -31,6 +36,7 @@ class StepWeights(NamedTuple):
     total: Any  # log ||G||, G = sum of G_t = dL_T/dparams, [B]
 
 
+@full_precision
 def measure_step_lags(
     step: Step, params: Any, state: Any, x: jax.Array, d_h: jax.Array, output: int | None = None
 ) -> StepCurves:
@@ -90,6 +96,7 @@ def pull_back_step_log(
     return lax.scan(back, (last, d_last, d_out), (before, x), reverse=True)[1]
 
 
+@full_precision
 def measure_step_weights(
     step: Step, params: Any, state: Any, x: jax.Array, d_h: jax.Array, output: int | None = None
 ) -> StepWeights:
@@ -149,6 +156,7 @@ def projection(part: jax.Array, whole: jax.Array) -> jax.Array:
     return jnp.dot(part / safe, unit) / jnp.where(largest > 0, jnp.dot(unit, unit), 1)
 
 
+@full_precision
 def measure_step_lengths(
     step: Step,
     params: Any,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from lm.linalg import qr, singular_values, spectral_norm
+from lm.linalg import full_precision, qr, singular_values, spectral_norm
 from lm.log_space import log_norm
 from lm.recurrence import Step
 
@@ -52,6 +52,7 @@ def flatten_rows(state: Any) -> jax.Array:
     )
 
 
+@full_precision
 def state_jacobians(step: Step, params: Any, state: Any, x: jax.Array) -> jax.Array:
     """J_t = ds_t/ds_{t-1} for t = 1 .. T along the path that x drives from s_0.
 
@@ -77,6 +78,7 @@ class JacobianNorms(NamedTuple):
     frobenius: jax.Array
 
 
+@full_precision
 def product_log_norms(jacobians: jax.Array) -> JacobianNorms:
     """Measure 2: how much ds_T/ds_{T - lag} can stretch a gradient, and how much on average.
 
@@ -146,6 +148,7 @@ def log_singular_values(jacobians: jax.Array) -> jax.Array:
     return singular_spectrum(jacobians, jnp.asarray([jacobians.shape[0]]))[0]
 
 
+@full_precision
 def singular_spectrum(jacobians: jax.Array, lags: jax.Array) -> jax.Array:
     """Measure 6: log singular values of J_l ... J_1 for each lag l.
 

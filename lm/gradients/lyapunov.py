@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.gradients.jacobian import row_map
-from lm.linalg import orthogonal, qr
+from lm.linalg import full_precision, orthogonal, qr
 from lm.recurrence import Step
 
 
+@full_precision
 def lyapunov_spectrum(
     step: Step,
     params: Any,

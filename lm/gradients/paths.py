@@ -13,20 +13,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.cells.cell import Cell, CellParams
+from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
 from lm.recurrence import Trace, pull_back_step, select
 
 
+class Part(NamedTuple):
+    """One part of dL/ds_t, t = 1 .. T: exp(log) * unit."""
+
+    log: jax.Array  # scale [T, B], nats; -inf where the part is exactly zero
+    unit: Any  # state fields [T, B, H]
+    log_norm: jax.Array  # of all fields jointly [T, B], nats
+
+
 class Paths(NamedTuple):
-    """dL/ds_t in two parts, t = 1 .. T. The parts are exp(log) * unit and sum to dL/ds_t."""
+    """dL/ds_t in two parts, which sum to it. Each has a scale of its own."""
 
-    log: jax.Array  # common scale [T, B], nats
-    carried: Any  # by elementwise factors alone since the loss; state fields [T, B, H]
-    recurrent: Any  # through W_h at least once
-    log_carried: jax.Array  # log of the norm of each part, all fields jointly [T, B]
-    log_recurrent: jax.Array
+    carried: Part  # by elementwise factors alone since the loss
+    recurrent: Part  # through W_h at least once
 
 
+@full_precision
 def measure_paths(cell: Cell, params: CellParams, trace: Trace, injected: Scaled) -> Paths:
     """Measure 16: both parts in one backward pass.
 
@@ -39,24 +46,28 @@ def measure_paths(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
     zero = cell.init_state(batch, hidden, trace.h.dtype)
 
     def back(carry: Any, inputs: Any) -> tuple[Any, Paths]:
-        log, carried, recurrent = carry
+        (log_c, carried), (log_r, recurrent) = carry
         log_in, unit_in, tape_t, mask_t = inputs
-        log, keep, add = common_scale(log, log_in)
-        carried, recurrent = jax.tree.map(lambda s: s * keep[:, None], (carried, recurrent))
+        log_c, keep, add = common_scale(log_c, log_in)
+        carried = jax.tree.map(lambda s: s * keep[:, None], carried)
         carried = carried._replace(h=carried.h + unit_in * add[:, None])
         emitted = Paths(
-            log, carried, recurrent, *(log + joint_log_norm(s) for s in (carried, recurrent))
+            Part(log_c, carried, log_c + joint_log_norm(carried)),
+            Part(log_r, recurrent, log_r + joint_log_norm(recurrent)),
         )
         pulled = cell.pull_back(tape_t, select(mask_t, carried, zero))
         along = select(mask_t, pulled.state, carried)
         beyond, _ = pull_back_step(cell, w_h_transposed, tape_t, mask_t, recurrent)
-        beyond = beyond._replace(h=beyond.h + pulled.u @ w_h_transposed)
-        log, both = rescale(log, (along, beyond))
-        return (log, *both), emitted
+        # What the carried part sends through W_h belongs to the other from here on.
+        log_r, keep, add = common_scale(log_r, log_c)
+        beyond = jax.tree.map(lambda s: s * keep[:, None], beyond)
+        crossing = pulled.u @ w_h_transposed
+        beyond = beyond._replace(h=beyond.h + crossing * add[:, None])
+        return (rescale(log_c, along), rescale(log_r, beyond)), emitted
 
     nothing = jnp.full(batch, -jnp.inf, trace.h.dtype)
     inputs = (injected.log, injected.unit, trace.tape, trace.mask)
-    return lax.scan(back, (nothing, zero, zero), inputs, reverse=True)[1]
+    return lax.scan(back, ((nothing, zero), (nothing, zero)), inputs, reverse=True)[1]
 
 
 def joint_log_norm(state: Any) -> jax.Array:

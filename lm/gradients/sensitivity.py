@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.linalg import full_precision
 from lm.log_space import common_scale, log_norm, rescale
 from lm.recurrence import Step
 
 
+@full_precision
 def state_sensitivity(
     step: Step, params: Any, state: Any, x: jax.Array, direction: Any
 ) -> jax.Array:
