@@ -93,7 +93,7 @@ def settle(config: Config, claims: Mapping[str, Any]) -> Path:
             bar.set_description(claim.name)
             started = time.monotonic()
             outcome = claim.measure(
-                lambda share, seconds=claim.seconds: bar.update(share * seconds)
+                lambda share, seconds=claim.seconds: bar.update(min(share * seconds, total - bar.n))
             )
             records.append(make_record(claim, outcome, time.monotonic() - started))
             arrays |= {f"{claim.name}/{key}": value for key, value in outcome.arrays.items()}

@@ -81,10 +81,12 @@ class Config:
             raise ValueError(
                 f"lengths holds {max(self.lengths)}; wanted at most lags = {self.lags}"
             )
-        if "lags" not in self.measures:
-            raise ValueError(f"measures is {','.join(self.measures)!r}; wanted lags among them")
+        if "lags" not in self.measures:  # what the table says, and every caption counts by
+            object.__setattr__(self, "measures", ("lags", *self.measures))
         if "context" in self.measures and self.source in ("noise", "task"):
             raise ValueError(f"context is measured on text; got corpus {self.data.corpus}")
+        if self.source == "text":
+            sources.refuse_near_name(self.data.corpus)
         if self.source == "task":
             sources.refuse_short(self.data.corpus, self.lags)
         sources.refuse_idle(self, self.source)
@@ -147,12 +149,13 @@ def run(config: Config) -> Path:
         "networks": networks,
         "rows": rows,
     }
+    results["finding"] = table.headline(networks, arrays, results["unit"])
     run_folder.write_json(folder / "results.json", results)
     paths = plot(folder)
     if "gates" in config.measures and not drawing.is_measured(arrays, "gate_"):
         print("gradient_flow: gates: none of these cells has any; no figure", file=sys.stderr)
     print(table.format_table(rows, config.lags))
-    print(f"\n{table.headline(networks, arrays, results['unit'])}")
+    print(f"\n{results['finding']}")
     others = f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""
     print(f"run: {folder}    figure: {paths[0]}{others}    {results['seconds']:.0f} s")
     return folder

@@ -121,7 +121,7 @@ def test_an_existing_run_is_not_overwritten(trained, book):
         (["--seeds=0"], ("seeds is 0",)),
         (["--cell=gru"], ("did you mean 'cells'",)),
         (["--measures=lags,shars"], ("did you mean 'shares'",)),
-        (["--measures=shares"], ("wanted lags among them",)),
+        (["--corpus=nosie"], ("did you mean 'noise'",)),
         (["--lengths=4,4000"], ("lengths holds 4000", "at most lags")),
         (["--lengths=four"], ("lengths holds 'four'",)),
         (["--corpus=noise", "--measures=lags,context"], ("context is measured on text",)),

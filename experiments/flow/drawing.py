@@ -283,8 +283,8 @@ def draw_shares(results: Results) -> Any:
         title="Nearest steps make up the recurrent weights' gradient",
         xlabel=f"lag ({results.unit}s before the last), logarithmic from 1",
         ylabel=r"share of $\partial L_T/\partial W_h$ from lags up to this",
-        xscale="symlog",
     )
+    left.set_xscale("symlog", linthresh=1)
     left.axhline(1, color="#777777", linewidth=0.8, linestyle=":")
     right.set(
         title="Direction that truncated BPTT keeps",

@@ -4,10 +4,13 @@ Nothing here imports JAX: the command line is checked before it is loaded.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lm.config import DataConfig, ModelConfig, OptimConfig
+from lm.data.corpus import CORPORA
 
 # Task of lm.tasks -> its least steps. Of copy: 10 symbols, a delay of 1, and 10 blanks.
 TASK_LEAST = {"adding": 2, "copy": 21, "temporal_order": 10, "lag": 5}
@@ -41,6 +44,17 @@ def source_of(corpus: str, checkpoint: Any) -> str:
     if corpus == "noise":
         return "noise"
     return "task" if corpus in TASK_LEAST else "text"
+
+
+def refuse_near_name(corpus: str) -> None:
+    """Raise ValueError for a text that is none, but nearly the name of a task, or noise."""
+    known = ("noise", *TASK_LEAST)
+    close = difflib.get_close_matches(corpus, known, n=1, cutoff=0.75)
+    if close and not Path(corpus).exists() and corpus not in CORPORA:
+        raise ValueError(
+            f"corpus is {corpus!r}, which is no text here; did you mean {close[0]!r}? wanted a "
+            f"text as for train, or one of: {', '.join(known)}"
+        )
 
 
 def refuse_idle(config: Any, source: str) -> None:

@@ -134,7 +134,7 @@ def read_run(folder: Path, anchor: str) -> Run:
             "experiment wrote"
         )
     results = read_object(folder / "results.json", missing=None)
-    figures = load_figures(folder / "figures", f"{anchor}-")
+    figures = load_figures(folder / "figures", f"{anchor}-", main=command[0])
     claims = read_claims(folder / "results.json", results or {}, figures)
     of_claims = [claim.figure for claim in claims]
     lines = read_metrics(folder / "metrics.jsonl")

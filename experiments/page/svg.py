@@ -41,17 +41,19 @@ class Figure(NamedTuple):
     markup: Markup
 
 
-def load_figures(folder: Path, prefix: str) -> list[Figure]:
+def load_figures(folder: Path, prefix: str, main: str = "") -> list[Figure]:
     """Every figure of a run, by name: SVG, or PNG where there is no SVG or a huge one.
 
     Args:
       folder: the run's `figures`; may be missing.
       prefix: begins all ids of this run's figures.
+      main: name of the figure that comes first, if it is there.
 
     Raises:
       ValueError: a file is damaged.
     """
-    stems = sorted({p.stem for kind in ("svg", "png") for p in folder.glob(f"*.{kind}")})
+    names = {p.stem for kind in ("svg", "png") for p in folder.glob(f"*.{kind}")}
+    stems = sorted(names, key=lambda stem: (stem != main, stem))
     found = []
     for number, stem in enumerate((s for s in stems if not s.endswith(".partial")), 1):
         svg, png = (folder / f"{stem}.{kind}" for kind in ("svg", "png"))

@@ -501,14 +501,17 @@ def draw_staircase(axis: Any, cell: str, index: int, nats: np.ndarray, unit: str
         axis.annotate(whole, (len(nats), 0), xytext=(0, 4), fontsize=9, **above)
     axis.plot([-0.43, len(nats) - 0.57], [0, ends[-1]], color=GREY, linewidth=1, linestyle=":")
     mean = ends[-1] / len(nats)
+    # A short sentence leaves room on the right, a long one in the corner above its first words.
+    short = len(nats) < FEWEST / 2
     axis.text(
-        0.015,
+        0.99 if short else 0.015,
         0.95,
         f"{CELLS[cell].name}\nsum {ends[-1]:.1f} nats / {len(nats)} {unit}s\n"
         f"J = {mean:.2f} nats a {unit} ({mean / np.log(2):.2f} bits)\n"
         f"perplexity = exp({mean:.2f}) = {np.exp(mean):.1f}\ndotted: J for every {unit}",
         transform=axis.transAxes,
         va="top",
+        ha="right" if short else "left",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85},
     )
     axis.set_ylabel("loss so far (nats)")

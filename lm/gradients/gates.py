@@ -80,7 +80,7 @@ def time_scale(f: jax.Array) -> jax.Array:
     """Measure 9: tau = 1 / (1 - f), the steps in which a cell state decays by a factor of e.
 
     inf where f rounds to 1 (float32: beyond 1.7e7 steps). Source: Tallec and Ollivier 2018
-    (arXiv:1804.11188), equation 9.
+    (arXiv:1804.11188).
     """
     return 1 / (1 - f)
 
@@ -106,7 +106,7 @@ class Saturation(NamedTuple):
 def gate_saturation(gate: jax.Array, low: float = 0.1, high: float = 0.9) -> Saturation:
     """Measure 10: how often each unit's gate is shut, and how often open. [T, B, H] -> [H].
 
-    Source: Karpathy, Johnson, Fei-Fei 2015 (arXiv:1506.02078), section 4.1.
+    Source: Karpathy, Johnson, Fei-Fei 2015 (arXiv:1506.02078).
     """
     dtype = gate.dtype
     return Saturation(

@@ -164,7 +164,7 @@ def singular_spectrum(jacobians: jax.Array, lags: jax.Array) -> jax.Array:
     Returns:
       [n, N] nats, descending; -inf where a value is exactly 0.
 
-    Source: the product QR (Bojanczyk, Golub, Van Dooren 1992), as Lyapunov spectra use it.
+    Source: the QR of a product, as Lyapunov spectra use it: Engelken 2023 (arXiv:2312.17306).
     """
     eye = jnp.eye(jacobians.shape[-1], dtype=jacobians.dtype)
 

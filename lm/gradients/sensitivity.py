@@ -73,6 +73,6 @@ def pascanu_omega(log_norms: jax.Array) -> jax.Array:
     Returns:
       [lags - 1, ...]; entry l compares lag l + 1 with lag l. NaN where the gradient is dead.
 
-    Source: Pascanu, Mikolov, Bengio 2013 (arXiv:1211.5063), equations 9 and 10.
+    Source: Pascanu, Mikolov, Bengio 2013 (arXiv:1211.5063), section 3.3.
     """
     return jnp.expm1(log_norms[1:] - log_norms[:-1]) ** 2
