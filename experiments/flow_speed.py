@@ -48,7 +48,7 @@ import functools
 import importlib.util
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ import numpy as np
 
 from experiments import figures, run_folder
 from lm.cells import CELLS
-from lm.cells.cell import init_params
+from lm.cells.cell import CellParams
 from lm.config import ModelConfig, OptimConfig
 from lm.data.batches import StreamBatches
 from lm.gradients.flow import measure_lags, measure_layer_lags
@@ -66,6 +66,8 @@ from lm.recurrence import unroll
 from lm.train import init_state, make_block
 
 CELLS_TIMED = ("rnn", "lstm")
+# Not Flax's orthogonal default: its QRs, one a gate, lock each other out (see lm.linalg).
+FLAX_START: dict[str, Any] = {"recurrent_kernel_init": nn.initializers.lecun_normal()}
 
 
 def run(config: Config) -> Path:
@@ -98,27 +100,43 @@ def run(config: Config) -> Path:
     return folder
 
 
-def one_pass(cell_name: str, hidden: int, time_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """seeds [S] -> log ||dL_T/dh_{T - lag}|| [S, T], all lags at once."""
+class Networks(NamedTuple):
+    """Layers and what they read, one a seed."""
+
+    params: CellParams  # [S, ...], from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch starts its layers
+    x: Any  # [S, T, 1, H], from N(0, 1)
+    d_h: Any  # [S, 1, H], likewise
+
+
+def draw_networks(cell_name: str, hidden: int, time_steps: int, seeds: int) -> Networks:
+    """On the host, whose generator needs no compilation; drawing counts in the times."""
+    rng = np.random.default_rng(0)
+    width = hidden * len(CELLS[cell_name].gates)
+    shapes = ((seeds, hidden, width), (seeds, hidden, width), (seeds, width))
+    bound = hidden**-0.5
+    drawn: list[Any] = [rng.uniform(-bound, bound, shape).astype(np.float32) for shape in shapes]
+    x = rng.standard_normal((seeds, time_steps, 1, hidden), np.float32)
+    return Networks(CellParams(*drawn, ()), x, rng.standard_normal((seeds, 1, hidden), np.float32))
+
+
+def one_pass(cell_name: str) -> Callable[[Networks], jax.Array]:
+    """Networks -> log ||dL_T/dh_{T - lag}|| [S, T], all lags at once."""
     cell = CELLS[cell_name]
 
-    def one_seed(seed: jax.Array) -> jax.Array:
-        keys = jax.random.split(jax.random.key(seed), 3)
-        params = init_params(keys[0], cell, hidden, hidden)
-        x = jax.random.normal(keys[1], (time_steps, 1, hidden))
-        d_h = jax.random.normal(keys[2], (1, hidden))
-        return measure_layer_lags(cell, params, cell.init_state(1, hidden), x, d_h).h[:, 0]
+    def one_seed(params: CellParams, x: jax.Array, d_h: jax.Array) -> jax.Array:
+        state = cell.init_state(1, d_h.shape[-1])
+        return measure_layer_lags(cell, params, state, x, d_h).h[:, 0]
 
-    return jax.vmap(one_seed)
+    return lambda networks: jax.vmap(one_seed)(networks.params, networks.x, networks.d_h)
 
 
 def compare_loops(config: Config) -> list[dict[str, Any]]:
     """Seconds of each way to get the curves of both cells, all seeds, with compilation."""
     jax.clear_caches()
-    seeds = jnp.arange(config.seeds)
     start = time.perf_counter()
     for cell in CELLS_TIMED:
-        jax.block_until_ready(jax.jit(one_pass(cell, config.hidden_size, config.length))(seeds))
+        networks = draw_networks(cell, config.hidden_size, config.length, config.seeds)
+        jax.block_until_ready(jax.jit(one_pass(cell))(networks))
     ours = time.perf_counter() - start
     lengths = np.unique(np.linspace(1, config.length, config.samples).round().astype(int))
     rows: list[dict[str, Any]] = [
@@ -160,7 +178,7 @@ def time_flax(config: Config, length: int) -> float:
     """Both cells at one length in Flax, all seeds side by side: compile and run."""
     start = time.perf_counter()
     for cell in (nn.SimpleCell, nn.OptimizedLSTMCell):
-        layer = nn.RNN(cell(config.hidden_size))
+        layer = nn.RNN(cell(config.hidden_size, **FLAX_START))
 
         def norm(seed: jax.Array, layer: nn.RNN = layer) -> jax.Array:
             keys = jax.random.split(jax.random.key(seed), 3)
@@ -193,7 +211,7 @@ def time_masked(config: Config, length: int) -> float:
 def masked_program(name: str, hidden: int, longest: int) -> Callable[..., jax.Array]:
     """(seeds, length) -> norms, by Flax's own masking of sequences shorter than the longest."""
     cell = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell}[name]
-    layer = nn.RNN(cell(hidden), return_carry=True)
+    layer = nn.RNN(cell(hidden, **FLAX_START), return_carry=True)
 
     def norm(seed: jax.Array, length: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.key(seed), 3)
@@ -242,43 +260,38 @@ def median_ms(run_once: Callable[[], Any], repeats: int) -> float:
 
 def compare_plain(config: Config) -> dict[str, float]:
     """The log-space pass beside one that takes naive norms of plain cotangents, interleaved."""
-    seeds = jnp.arange(config.seeds)
     sums = {"log_ms": 0.0, "plain_ms": 0.0}
     for name in CELLS_TIMED:
-        logged = jax.jit(one_pass(name, config.hidden_size, config.length))
-        plain = jax.jit(plain_pass(name, config.hidden_size, config.length))
-        ways = {"log_ms": logged, "plain_ms": plain}
+        drawn = draw_networks(name, config.hidden_size, config.length, config.seeds)
+        networks = jax.tree.map(jnp.asarray, drawn)
+        ways = {"log_ms": jax.jit(one_pass(name)), "plain_ms": jax.jit(plain_pass(name))}
         for way in ways.values():
-            jax.block_until_ready(way(seeds))
+            jax.block_until_ready(way(networks))
         times: dict[str, list[float]] = {key: [] for key in ways}
         for _ in range(2 * config.repeats + 1):
             for key, way in ways.items():
                 start = time.perf_counter()
-                jax.block_until_ready(way(seeds))
+                jax.block_until_ready(way(networks))
                 times[key].append(1e3 * (time.perf_counter() - start))
         for key, values in times.items():
             sums[key] += float(np.median(values))
     return {**sums, "ratio": sums["log_ms"] / sums["plain_ms"]}
 
 
-def plain_pass(cell_name: str, hidden: int, time_steps: int) -> Callable[[jax.Array], jax.Array]:
+def plain_pass(cell_name: str) -> Callable[[Networks], jax.Array]:
     """As `one_pass`, by the engine's training pass and jnp.linalg.norm: 0 beyond 10^-23."""
     cell = CELLS[cell_name]
 
-    def one_seed(seed: jax.Array) -> jax.Array:
-        keys = jax.random.split(jax.random.key(seed), 3)
-        params = init_params(keys[0], cell, hidden, hidden)
-        x = jax.random.normal(keys[1], (time_steps, 1, hidden))
-        d_h = jax.random.normal(keys[2], (1, hidden))
-        state = cell.init_state(1, hidden)
-        probe = jax.tree.map(lambda s: jnp.zeros((time_steps, *s.shape)), state)
+    def one_seed(params: CellParams, x: jax.Array, d_h: jax.Array) -> jax.Array:
+        state = cell.init_state(1, d_h.shape[-1])
+        probe = jax.tree.map(lambda s: jnp.zeros((len(x), *s.shape)), state)
 
         def loss(probe: Any) -> jax.Array:
             return jnp.vdot(unroll(cell, params, state, x, probe=probe)[1][-1], d_h)
 
         return jnp.linalg.norm(jax.grad(loss)(probe).h[::-1, 0], axis=-1)
 
-    return jax.vmap(one_seed)
+    return lambda networks: jax.vmap(one_seed)(networks.params, networks.x, networks.d_h)
 
 
 def time_lengths(config: Config) -> list[dict[str, float]]:
@@ -288,11 +301,10 @@ def time_lengths(config: Config) -> list[dict[str, float]]:
     while length <= config.longest:
         row: dict[str, float] = {"length": length}
         for cell in CELLS_TIMED:
-            measure = jax.jit(one_pass(cell, config.hidden_size, length))
-            seeds = jnp.arange(1)
-            compiled = measure.lower(seeds).compile()
+            networks = jax.tree.map(jnp.asarray, draw_networks(cell, config.hidden_size, length, 1))
+            compiled = jax.jit(one_pass(cell)).lower(networks).compile()
             memory = compiled.memory_analysis()
-            row[f"{cell}_ms"] = median_ms(lambda: compiled(seeds), config.repeats)  # noqa: B023
+            row[f"{cell}_ms"] = median_ms(lambda: compiled(networks), config.repeats)  # noqa: B023
             row[f"{cell}_us_per_step"] = 1e3 * row[f"{cell}_ms"] / length
             row[f"{cell}_mib"] = memory.temp_size_in_bytes / 2**20 if memory else float("nan")
         rows.append(row)
