@@ -116,7 +116,11 @@ def draw_networks(cell_name: str, hidden: int, time_steps: int, seeds: int) -> N
     bound = hidden**-0.5
     drawn: list[Any] = [rng.uniform(-bound, bound, shape).astype(np.float32) for shape in shapes]
     x = rng.standard_normal((seeds, time_steps, 1, hidden), np.float32)
-    return Networks(CellParams(*drawn, ()), x, rng.standard_normal((seeds, 1, hidden), np.float32))
+    return Networks(
+        CellParams(drawn[0], drawn[1], drawn[2], ()),
+        x,
+        rng.standard_normal((seeds, 1, hidden), np.float32),
+    )
 
 
 def one_pass(cell_name: str) -> Callable[[Networks], jax.Array]:
