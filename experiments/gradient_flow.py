@@ -12,7 +12,7 @@ tens of words; the LSTM's falls far more slowly, the slower the larger its forge
     ./launch.sh gradient_flow                      some two minutes on 2 CPU cores
     ./launch.sh gradient_flow --corpus=my_book.txt --seeds=3
     ./launch.sh gradient_flow --cells=rnn,gru,lstm --forget_bias=3
-    ./launch.sh gradient_flow --corpus=noise --lags=1000 --seeds=16      untrained, seconds
+    ./launch.sh gradient_flow --corpus=noise --windows=8                 untrained, seconds
     ./launch.sh gradient_flow --corpus=adding --steps=500                trained on a task
     ./launch.sh gradient_flow --checkpoint=runs/a,runs/b --measures=lags,lengths,shares,gates
 
