@@ -21,7 +21,7 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.compilation_cache = tempfile.TemporaryDirectory()
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compilation_cache.name
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

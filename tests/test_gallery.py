@@ -263,10 +263,13 @@ def test_flax_draws_are_flax_s():
         (["--hidden_size=4"], ("hidden_size is 4",)),
         (["--lags=2"], ("lags is 2",)),
         (["--corpus=typo.txt"], ("no such file", "typo.txt")),  # before the other figures
-        (["--corpus=README.md"], ("validation text has", "wanted 250")),
+        (["--corpus=SHORT"], ("validation text has", "wanted 250")),
     ],
 )
 def test_mistakes_get_one_line(flags, words, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("Some words, and no more.\n" * 400)
+    flags = [flag.replace("SHORT", str(short)) for flag in flags]
     done = call("gallery", *flags, f"--run={tmp_path / 'new'}")
     assert_one_line(done, *words)
     assert not (tmp_path / "new").exists()
