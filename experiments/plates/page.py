@@ -19,7 +19,8 @@ def tints(colour: str, count: int) -> list[str]:
     mixed = []
     for at in np.linspace(-0.6, 0.6, count):
         other = np.ones(3) if at < 0 else np.zeros(3)
-        mixed.append(to_hex((1 - abs(at)) * np.asarray(to_rgb(colour)) + abs(at) * other))
+        red, green, blue = (1 - abs(at)) * np.asarray(to_rgb(colour)) + abs(at) * other
+        mixed.append(to_hex((float(red), float(green), float(blue))))
     return mixed
 
 
