@@ -229,7 +229,7 @@ def read_claims(path: Path, results: Mapping[str, Any], figures: Sequence[Figure
                 Claim(
                     name=str(claim["name"]),
                     statement=str(claim["statement"]),
-                    measured=[(words(k), value(v)) for k, v in claim["measured"].items()],
+                    measured=[(k, value(v)) for k, v in claim["measured"].items()],
                     threshold=str(claim["threshold"]),
                     passed=claim["passed"] is True,
                     seconds=value(claim.get("seconds")),
