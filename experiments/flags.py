@@ -4,6 +4,9 @@ A Config's fields, and those of the dataclasses nested in it, become flags of th
 with the type, default and help of the field. The parsed command line is an instance of the
 Config, so what the dataclasses check is checked for the command line too.
 
+A Config whose class attribute `preset` names a field has, for a value of that flag, the defaults
+of `Config.of_preset(value)`: flags that are given override them.
+
 A Config whose class attribute `rest` names a field takes what is no flag into that field: a
 tuple of texts item by item, a text as one, joined by spaces.
 """
@@ -41,30 +44,53 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
       program: the experiment's name, for messages.
       doc: printed above the flags by --help.
     """
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)  # flags may follow what is no flag
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
     omit = getattr(config_class, "omit", ())
     rest_field = getattr(config_class, "rest", "")
-    define(values, config_class(), omit)
+    preset_field = getattr(config_class, "preset", "")
+    defaults = config_class()
     try:
-        rest = values([program, *arguments])[1:]
+        values, rest = read_flags(defaults, omit, program, arguments)
+        if preset_field and values[preset_field].value:
+            of_preset = typing.cast(Any, config_class).of_preset
+            defaults = of_preset(values[preset_field].value)
+            values, rest = read_flags(defaults, omit, program, arguments)
     except flags.UnrecognizedFlagError as error:
-        fail(program, unknown_name("flag", error.flagname, dict.fromkeys(sorted(values), 0)))
+        known = dict.fromkeys(sorted(names(defaults, omit)), 0)
+        fail(program, unknown_name("flag", error.flagname, known))
     except flags.Error as error:
         fail(program, f"{error}; ./launch.sh {program} --help shows every flag")
+    except ValueError as error:
+        fail(program, f"{error} (--help shows every flag)")
     if values.help:
         takes = f" [{rest_field}]" if rest_field else ""
         print(f"{doc.strip()}\n\nusage: ./launch.sh {program} [--flag=value ...]{takes}\n")
-        print_flags(config_class(), "run", omit)
+        print_flags(defaults, "run", omit)
         sys.exit(0)
     if rest and not rest_field:
         fail(program, f"{rest[0]!r} is no flag; wanted --name=value, as --help shows")
     try:
-        config = build(config_class(), values)
+        config = build(defaults, values)
         return take_rest(config, rest_field, rest) if rest else config
     except ValueError as error:
         fail(program, f"{error} (--help shows every flag)")
+
+
+def read_flags(
+    defaults: Any, omit: tuple[str, ...], program: str, arguments: list[str]
+) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of a command line, and what in it is no flag."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow what is no flag
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+    define(values, defaults, omit)
+    return values, values([program, *arguments])[1:]
+
+
+def names(defaults: Any, omit: tuple[str, ...]) -> set[str]:
+    """The flags of a Config."""
+    values = flags.FlagValues()
+    define(values, defaults, omit)
+    return set(values)
 
 
 def take_rest(config: Config, name: str, rest: list[str]) -> Config:

@@ -52,7 +52,8 @@ MEASURES_HELP = "what is measured" + "".join(f"\n        {n}: {h}" for n, h in M
 class Config:
     """Options of gradient_flow."""
 
-    omit: ClassVar[tuple[str, ...]] = ("cell",)  # no flags: `cells` says which
+    # No flags: `cells` says which, and nothing is evaluated while it trains.
+    omit: ClassVar[tuple[str, ...]] = ("cell", "averaging", "patience", "early_stop")
 
     cells: tuple[str, ...] = option(("rnn", "lstm"), "cells to compare", choices=CELLS)
     seeds: int = option(4, "runs of each cell, seeded 0 upward", least=1, most=10_000)
@@ -85,6 +86,11 @@ class Config:
             object.__setattr__(self, "measures", ("lags", *self.measures))
         if "context" in self.measures and self.source in ("noise", "task"):
             raise ValueError(f"context is measured on text; got corpus {self.data.corpus}")
+        if self.optim.schedule == "plateau":
+            raise ValueError(
+                "schedule is plateau, which wants evaluations while it trains, and there are none "
+                "here; wanted constant, step or cosine"
+            )
         if self.source == "text":
             sources.refuse_near_name(self.data.corpus)
         if self.source == "task":

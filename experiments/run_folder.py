@@ -4,7 +4,9 @@ config.json      the resolved configuration and the command
 versions.json    Python, packages, device, matmul precision, commit, corpus
 vocabulary.json  the model's units
 metrics.jsonl    one line a measurement, as training went
-checkpoints/     Orbax
+tensorboard/     the same curves for TensorBoard
+checkpoints/     Orbax: the last two
+best/            and the one of least validation loss
 results.json, results.npz      what plots and reports read
 figures/         PNG and SVG
 """
@@ -215,8 +217,10 @@ class MetricsLog:
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """All whole lines."""
-        lines = []
+        """All whole lines; none where there is no file."""
+        lines: list[dict[str, Any]] = []
+        if not path.exists():
+            return lines
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(line))

@@ -89,6 +89,7 @@ from experiments.walk import drawing, text
 from experiments.walk.cost import count_sizes, measure_times, time_slope
 from experiments.walk.reading import Reading, Sentence, cut_sentence, read_sentence
 from lm import model
+from lm.data.batches import make_batches
 from lm.data.corpus import load_corpus, resolve
 from lm.data.vocabulary import UNKNOWN_ID
 
@@ -105,7 +106,7 @@ def run(config: Config) -> Path:
     if len(models) < len(config.cells):
         corpora.add(config.data.corpus)
         # What training would refuse is refused before there is a folder.
-        train.make_training_batches(train.Config(data=config.data), load_corpus(config.data))
+        make_batches(load_corpus(config.data).splits["train"], config.data)
     folder = run_folder.create(config.run, "walkthrough")
     run_folder.write_start(folder, config, {"name": ", ".join(sorted(corpora))})
     for cell in config.cells:
@@ -154,7 +155,7 @@ def train_now(config: Config, cell: str, folder: Path) -> Trained:
       KeyboardInterrupt: it was asked to stop before its last step.
     """
     print(f"training: {CELLS[cell].name} on {config.data.corpus}", flush=True)
-    made = train.run(
+    made = train.run_one(
         train.Config(
             epochs=config.epochs,
             steps=config.steps,

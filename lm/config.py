@@ -80,6 +80,9 @@ class ModelConfig:
     cell: str = option("lstm", "recurrent cell", choices=CELLS)
     layers: int = option(1, "recurrent layers on top of each other", least=1, most=100)
     hidden_size: int = option(128, "units of each recurrent layer", least=1, most=65536)
+    last_hidden_size: int = option(
+        0, "units of the last recurrent layer; 0: hidden_size", least=0, most=65536
+    )
     embedding_size: int = option(128, "units of a word's embedding", least=1, most=65536)
     tied: bool = option(False, "use the embedding as the softmax weights too")
     forget_bias: float = option(1.0, "bias that the LSTM's forget gate starts at")
@@ -99,10 +102,11 @@ class ModelConfig:
     recurrent_gain: float = option(1.0, "factor on the recurrent weights at the start", least=0)
     init: str = option(
         "scaled",
-        "how weights start: scaled (variance kept, W_h orthogonal or identity) or uniform",
-        choices=("scaled", "uniform"),
+        "how weights start: scaled (variance kept, W_h orthogonal or identity), uniform (all from "
+        "U(-r, r), r = init_range), or pytorch (embedding and softmax so, layers r = H^-1/2)",
+        choices=("scaled", "uniform", "pytorch"),
     )
-    init_range: float = option(0.1, "uniform init draws every weight from U(-r, r)", above=0)
+    init_range: float = option(0.1, "r of the uniform and pytorch inits", above=0)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -110,16 +114,64 @@ class ModelConfig:
             raise ValueError(
                 "chrono is 1; wanted a longest time of at least 2 steps, or 0 for none"
             )
-        if self.init == "uniform" and (self.input_scale, self.recurrent_gain) != (1.0, 1.0):
+        if self.init != "scaled" and (self.input_scale, self.recurrent_gain) != (1.0, 1.0):
             raise ValueError(
-                "init is uniform, which draws every weight from U(-init_range, init_range); wanted "
+                f"init is {self.init}, which draws weights from a range of its own; wanted "
                 "init=scaled with input_scale or recurrent_gain"
             )
-        if self.tied and self.embedding_size != self.hidden_size:
+        if self.tied and self.embedding_size != self.layer_sizes[-1]:
+            last = "last_hidden_size" if self.last_hidden_size else "hidden_size"
             raise ValueError(
-                f"tied needs embedding_size = hidden_size; got {self.embedding_size} and "
-                f"{self.hidden_size}"
+                f"tied needs embedding_size = {last}; got {self.embedding_size} and "
+                f"{self.layer_sizes[-1]}"
             )
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """H of each layer."""
+        last = self.last_hidden_size or self.hidden_size
+        return (*(self.hidden_size,) * (self.layers - 1), last)
+
+
+@dataclass(frozen=True)
+class RegularizeConfig:
+    """What keeps a model from learning its training text by heart. Off in evaluation."""
+
+    dropout_masks: str = option(
+        "variational",
+        "dropout masks of input, hidden and output: variational (one for all of a row's steps) "
+        "or independent (a fresh one each step)",
+        choices=("variational", "independent"),
+    )
+    dropout_words: float = option(
+        0.0, "share of the vocabulary whose embeddings are zero for a batch", least=0, most=0.99
+    )
+    dropout_input: float = option(0.0, "dropout of the embeddings", least=0, most=0.99)
+    dropout_hidden: float = option(0.0, "dropout between recurrent layers", least=0, most=0.99)
+    dropout_output: float = option(
+        0.0, "dropout of the last layer's output, before the softmax", least=0, most=0.99
+    )
+    dropout_state: float = option(
+        0.0,
+        "dropout of h_{t-1} before the recurrent product, one mask for all of a row's steps",
+        least=0,
+        most=0.99,
+    )
+    weight_drop: float = option(
+        0.0, "share of each layer's recurrent weights W_h dropped for a batch", least=0, most=0.99
+    )
+    activation_penalty: float = option(
+        0.0, "AR: factor on the mean square of the last layer's output, after dropout", least=0
+    )
+    slowness_penalty: float = option(
+        0.0, "TAR: factor on the mean square of the output's change from step to step", least=0
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+NOT_REGULARIZED = RegularizeConfig()
 
 
 @dataclass(frozen=True)
@@ -128,10 +180,19 @@ class DataConfig:
 
     corpus: str = option(
         "austen",
-        "austen, ptb, wikitext-2, tinyshakespeare, or a path: a text file, or a folder that "
-        "holds train/valid/test files",
+        "austen, ptb, ptb-char, wikitext-2, wikitext-103, text8, enwik8, tinyshakespeare, or a "
+        "path: a text file, or a folder that holds train/valid/test files",
     )
-    data_dir: str = option("data", "folder that named corpora other than austen are found in")
+    data_dir: str = option(
+        "data",
+        "folder that named corpora other than austen are found in, and fetched into if they are "
+        "not there (ptb is not fetched)",
+    )
+    cache_dir: str = option(
+        "",
+        "folder for the tokens of texts over 16 MB, four bytes each, which may be removed at any "
+        "time; empty: recurrent-lm in $XDG_CACHE_HOME, or in ~/.cache",
+    )
     level: str = option(
         "auto",
         "unit of text: word (lower case, punctuation split off), whitespace (text that is "
@@ -161,31 +222,75 @@ class DataConfig:
         least=1,
         most=10**6,
     )
+    random_length: bool = option(
+        False,
+        "draw the tokens of each chunk: about length, one time in twenty about half of it; the "
+        "learning rate in proportion (stream)",
+    )
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.random_length and self.batching != "stream":
+            raise ValueError(
+                "random_length is set with batching=sentences, whose rows are as long as their "
+                "sentences; wanted batching=stream"
+            )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Stochastic gradient descent and its schedule. Loss is the mean over a batch's tokens."""
+    """Gradient descent and its schedule. Loss is the mean over a batch's tokens."""
 
-    learning_rate: float = option(0.0, "SGD step size; 0: suited to the cell", least=0)
-    momentum: float = option(0.0, "momentum of SGD", least=0, most=1)
+    optimizer: str = option(
+        "sgd",
+        "sgd (with --momentum), adam (--beta1, --beta2), or rmsprop (--beta2)",
+        choices=("sgd", "adam", "rmsprop"),
+    )
+    learning_rate: float = option(
+        0.0, "step size; 0: suited to the cell with sgd, 0.002 with adam and rmsprop", least=0
+    )
+    momentum: float = option(0.0, "sgd: momentum", least=0, most=1)
+    beta1: float = option(0.9, "adam: decay of the gradient's running mean", least=0, most=0.9999)
+    beta2: float = option(
+        0.999, "adam, rmsprop: decay of the squared gradient's running mean", above=0, most=0.99999
+    )
+    weight_decay: float = option(
+        0.0, "factor of the parameters that is added to the clipped gradient", least=0
+    )
     clip: float = option(
         0.25, "largest global norm of the gradient; inf: no clipping", above=0, infinite=True
     )
     schedule: str = option(
         "constant",
         "learning rate over steps: constant, step (decayed each epoch after one), cosine "
-        "(to zero, after a linear warm-up)",
-        choices=("constant", "step", "cosine"),
+        "(to zero, after a linear warm-up), plateau (decayed after an evaluation that is no "
+        "better than the best)",
+        choices=("constant", "step", "cosine", "plateau"),
     )
-    decay: float = option(0.5, "step schedule: factor each epoch", above=0, most=1)
+    decay: float = option(
+        0.5, "step schedule: factor each epoch; plateau: factor each time", above=0, most=1
+    )
     decay_after: int = option(4, "step schedule: epochs at the full rate", least=0)
     warmup: float = option(
         0.0, "cosine schedule: share of the steps to warm up in", least=0, most=0.9
     )
+    averaging: str = option(
+        "none",
+        "average the parameters over steps, and evaluate the average: none; triggered (NT-ASGD: "
+        "from the evaluation that is worse than the best of all but the last --patience ones); "
+        "always (from the first step)",
+        choices=("none", "triggered", "always"),
+    )
+    patience: int = option(
+        5, "evaluations that may pass without a new best, for averaging and early_stop", least=1
+    )
+    early_stop: bool = option(
+        False, "stop at an evaluation worse than the best of all but the last --patience ones"
+    )
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum is {self.momentum} with optimizer={self.optimizer}; wanted sgd"
+            )

@@ -63,19 +63,35 @@ def clip_by_global_norm(grads: Any, most: jax.Array | float) -> Any:
     return jax.tree.map(lambda g: g * factor, grads)
 
 
+ADAPTIVE_RATE = 0.002  # learning rate of adam and rmsprop where none is given
+
+
 def make_optimizer(
     config: OptimConfig, hyper: Hyper, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then SGD with momentum.
+    """Clip by global norm, add the weight decay, then SGD with momentum, Adam or RMSProp.
 
     Clipping by the global norm keeps the gradient's direction; clipping element by element
-    can turn its sign. `hyper` may be traced: build the optimizer inside the compiled function.
+    can turn its sign. The decay, a factor of the parameters, is added to the clipped gradient:
+    PyTorch's order. `hyper` may be traced: build the optimizer inside the compiled function.
     """
 
     def rate(count: jax.Array) -> jax.Array:
         return hyper.learning_rate * jnp.asarray(schedule(count), jnp.float32)
 
+    rules = {
+        "sgd": lambda: optax.sgd(rate, momentum=config.momentum or None),
+        "adam": lambda: optax.adam(rate, config.beta1, config.beta2),
+        "rmsprop": lambda: optax.rmsprop(rate, config.beta2),
+    }
+    decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay else []
     return optax.chain(
         optax.stateless(lambda grads, params: clip_by_global_norm(grads, hyper.clip)),
-        optax.sgd(rate, momentum=config.momentum or None),
+        *decay,
+        rules[config.optimizer](),
     )
+
+
+def fitting_rate(config: OptimConfig, cell_rate: float) -> float:
+    """The learning rate as configured; for 0, with SGD what suits the cell, else ADAPTIVE_RATE."""
+    return config.learning_rate or (cell_rate if config.optimizer == "sgd" else ADAPTIVE_RATE)

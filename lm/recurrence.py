@@ -37,6 +37,7 @@ class Trace(NamedTuple):
     h: jax.Array  # h_1 .. h_T [T, B, H]
     tape: Tape  # leaves [T, B, ...]
     mask: jax.Array | None  # [T, B]
+    state_mask: jax.Array | None = None  # [B, H]
 
 
 def unroll(
@@ -47,6 +48,7 @@ def unroll(
     mask: jax.Array | None = None,
     probe: Any = None,
     gauge: jax.Array | None = None,
+    state_mask: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """Run `cell` over a sequence.
 
@@ -60,6 +62,8 @@ def unroll(
         (for an LSTM's c: not through h_t, which is a field of its own).
       gauge: zeros [T]; its gradient is log ||dL/dz_t|| over batch and gates, in nats, read
         off the backward pass as it goes by.
+      state_mask: [B, H] that h_{t-1} is multiplied by before the recurrent product of every
+        step (Gal & Ghahramani 2016, arXiv:1512.05287); None: nothing is dropped.
 
     Returns:
       (s_T, h): the last state and all outputs [T, B, H], 0 on padding.
@@ -71,7 +75,7 @@ def unroll(
     z = project(x, params.w_x, params.b)
     if gauge is not None:
         z = read_cotangent(z, gauge)
-    last, h = recur(cell, params.w_h, params.vectors, state, z, mask, probe)
+    last, h = recur(cell, params.w_h, params.vectors, state, z, mask, probe, state_mask)
     return last, h if mask is None else jnp.where(mask[..., None], h, jnp.zeros_like(h))
 
 
@@ -108,21 +112,27 @@ def run_forward(
     state: Any,
     z: jax.Array,
     mask: jax.Array | None,
+    state_mask: jax.Array | None = None,
 ) -> tuple[Any, Trace]:
     """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
 
     def step(s_prev: Any, inputs: Any) -> tuple[Any, Any]:
         z_t, mask_t = inputs
-        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, s_prev.h @ w_h)
+        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, drop(s_prev.h, state_mask) @ w_h)
         s_t = select(mask_t, s_t, s_prev)
         return s_t, (s_t.h, tape_t)
 
     last, (h, tape) = lax.scan(step, state, (z, mask))
-    return last, Trace(state.h, h, tape, mask)
+    return last, Trace(state.h, h, tape, mask, state_mask)
 
 
 def pull_back_step(
-    cell: Cell, w_h_transposed: jax.Array, tape_t: Tape, mask_t: jax.Array | None, d_s: Any
+    cell: Cell,
+    w_h_transposed: jax.Array,
+    tape_t: Tape,
+    mask_t: jax.Array | None,
+    d_s: Any,
+    state_mask: jax.Array | None = None,
 ) -> tuple[Any, Pulled]:
     """One step of the backward scan.
 
@@ -135,7 +145,8 @@ def pull_back_step(
     """
     d_valid = select(mask_t, d_s, jax.tree.map(jnp.zeros_like, d_s))
     pulled = cell.pull_back(tape_t, d_valid)
-    d_prev = pulled.state._replace(h=pulled.state.h + pulled.u @ w_h_transposed)
+    d_h = pulled.state.h + drop(pulled.u @ w_h_transposed, state_mask)
+    d_prev = pulled.state._replace(h=d_h)
     if mask_t is not None:
         d_prev = select(mask_t, d_prev, d_s)
     return d_prev, pulled
@@ -150,12 +161,14 @@ def recur(
     z: jax.Array,
     mask: jax.Array | None,
     probe: Any,
+    state_mask: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """The recurrence proper, given the input products z [T, B, K]."""
 
     def step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
         z_t, mask_t = inputs
-        s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, s_prev.h @ w_h), s_prev)
+        u_t = drop(s_prev.h, state_mask) @ w_h
+        s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
         return s_t, s_t.h
 
     return lax.scan(step, state, (z, mask))
@@ -169,8 +182,9 @@ def _recur_forward(
     z: jax.Array,
     mask: jax.Array | None,
     probe: Any,
+    state_mask: jax.Array | None,
 ) -> tuple[Any, Any]:
-    last, trace = run_forward(cell, w_h, vectors, state, z, mask)
+    last, trace = run_forward(cell, w_h, vectors, state, z, mask, state_mask)
     return (last, trace.h), (w_h, vectors, trace, probe is not None)
 
 
@@ -183,7 +197,7 @@ def _recur_backward(cell: Cell, residuals: Any, cotangents: Any) -> tuple[Any, .
         d_s, d_vectors = carry
         d_h_t, tape_t, mask_t = inputs
         d_s = d_s._replace(h=d_s.h + d_h_t)
-        d_prev, pulled = pull_back_step(cell, w_h_transposed, tape_t, mask_t, d_s)
+        d_prev, pulled = pull_back_step(cell, w_h_transposed, tape_t, mask_t, d_s, trace.state_mask)
         d_vectors = jax.tree.map(jnp.add, d_vectors, pulled.vectors)
         # Where the gates see z + u alone, dL/dz is dL/du: one array serves both.
         d_u = None if pulled.u is pulled.z else pulled.u
@@ -195,7 +209,7 @@ def _recur_backward(cell: Cell, residuals: Any, cotangents: Any) -> tuple[Any, .
     )
     d_w_h = recurrent_gradient(trace, d_z if d_u is None else d_u)
     # An unused stack of d_states is dead code, which the compiler removes from the loop.
-    return d_w_h, d_vectors, d_first, d_z, None, d_states if probed else None
+    return d_w_h, d_vectors, d_first, d_z, None, d_states if probed else None, None
 
 
 recur.defvjp(_recur_forward, _recur_backward)
@@ -209,6 +223,8 @@ def previous_h(trace: Trace) -> jax.Array:
 def recurrent_gradient(trace: Trace, delta: jax.Array) -> jax.Array:
     """dL/dW_h = sum over t of h_{t-1}^T delta_t, as one product. delta [T, B, K] -> [H, K]."""
     h_prev = previous_h(trace)
+    if trace.state_mask is not None:
+        h_prev = h_prev * trace.state_mask[None]
     return h_prev.reshape(-1, h_prev.shape[-1]).T @ delta.reshape(-1, delta.shape[-1])
 
 
@@ -256,6 +272,11 @@ def as_step(cell: Cell) -> Step:
         return s_t, s_t.h
 
     return step
+
+
+def drop(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`x` times a dropout mask that broadcasts to its shape, or `x` where there is none."""
+    return x if mask is None else x * mask
 
 
 def select(mask: jax.Array | None, new: Any, old: Any) -> Any:

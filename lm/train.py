@@ -17,10 +17,13 @@ import optax
 from jax import lax
 
 from lm import model
-from lm.config import ModelConfig, OptimConfig
+from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig
 from lm.data.batches import Batch, Batches
 from lm.loss import weighted_nats
+from lm.monitor import Average, Monitor, averaged, init_average, init_monitor, take_in
 from lm.optim import Hyper, global_norm, make_optimizer
+from lm.recurrence import drop
+from lm.regularize import NO_MASKS, Masks, activation_penalty, draw_masks, slowness_penalty
 
 
 @flax.struct.dataclass
@@ -32,6 +35,14 @@ class TrainState:
     opt_state: Any
     carry: model.Carry  # recurrent state of each layer
     key: jax.Array  # PRNG key of the run, for what a step draws, folded with the step
+    monitor: Monitor  # validation losses so far
+    average: Average | None  # of the parameters
+
+    @property
+    def evaluated_params(self) -> model.Params:
+        """The parameters that evaluation is of: averaged ones, once there are some."""
+        params: model.Params = averaged(self.average, self.params)
+        return params
 
 
 @flax.struct.dataclass
@@ -67,6 +78,8 @@ def init_state(
         opt_state=optimizer.init(params),
         carry=model.init_carry(config, batch_size),
         key=key_run,
+        monitor=init_monitor(optim),
+        average=init_average(optim, params),
     )
 
 
@@ -76,24 +89,32 @@ def batch_nats(
     carry: model.Carry,
     batch: Any,
     gauges: tuple[jax.Array, ...] | None = None,
+    masks: Masks = NO_MASKS,
+    regularize: RegularizeConfig = NOT_REGULARIZED,
 ) -> tuple[jax.Array, tuple[model.Carry, jax.Array, jax.Array]]:
-    """Mean nats per token of a batch, the loss J.
+    """Mean nats per token of a batch, the loss J, plus the penalties that are configured.
 
     Returns:
-      (J, (carry after the batch, sum of nats, tokens)).
+      (J, (carry after the batch, sum of nats without penalties, tokens)).
     """
-    carry, h = model.apply(config, params, carry, batch.inputs, batch.mask, gauges)
+    carry, h = model.apply(config, params, carry, batch.inputs, batch.mask, gauges, masks)
+    dropped = drop(h, masks.output)
     weights = jnp.ones(batch.targets.shape) if batch.mask is None else batch.mask
     weights = weights.reshape(-1).astype(h.dtype)
     tokens = weights.sum()
     mean = weighted_nats(
-        h.reshape(-1, h.shape[-1]),
+        dropped.reshape(-1, h.shape[-1]),
         model.softmax_weights(params),
         params.softmax_b,
         batch.targets.reshape(-1),
         weights / tokens,
     )
-    return mean, (carry, mean * tokens, tokens)
+    loss = mean
+    if regularize.activation_penalty:
+        loss += regularize.activation_penalty * activation_penalty(dropped, batch.mask)
+    if regularize.slowness_penalty:
+        loss += regularize.slowness_penalty * slowness_penalty(h, batch.mask)
+    return loss, (carry, mean * tokens, tokens)
 
 
 def train_step(
@@ -104,24 +125,42 @@ def train_step(
     hyper: Hyper,
     batch: Any,
     *,
+    regularize: RegularizeConfig = NOT_REGULARIZED,
     log_gradient_flow: bool = False,
 ) -> tuple[TrainState, StepMetrics]:
-    """One SGD step. `batch` is a Batch without a leading axis.
+    """One step of the optimizer. `batch` is a Batch without a leading axis.
 
     Args:
+      regularize: dropout and penalties; the masks are drawn from the state's key and step.
       log_gradient_flow: read log ||dL/dz_t|| off the backward pass, for StepMetrics.log_delta.
     """
     carry = jax.tree.map(lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), state.carry)
+    time, rows = batch.inputs.shape
+    masks = draw_masks(
+        jax.random.fold_in(state.key, state.step),
+        regularize,
+        config,
+        len(state.params.softmax_b),
+        time,
+        rows,
+    )
     loss = jax.value_and_grad(batch_nats, argnums=(1, 4), has_aux=True)
-    gauges = (jnp.zeros(len(batch.inputs)),) * config.layers if log_gradient_flow else None
-    (_, (carry, nats, tokens)), (grads, read) = loss(config, state.params, carry, batch, gauges)
-    optimizer = make_optimizer(optim, hyper, schedule)
+    gauges = (jnp.zeros(time),) * config.layers if log_gradient_flow else None
+    (_, (carry, nats, tokens)), (grads, read) = loss(
+        config, state.params, carry, batch, gauges, masks, regularize
+    )
+    rate = state.monitor.rate if batch.rate is None else state.monitor.rate * batch.rate
+    optimizer = make_optimizer(
+        optim, hyper._replace(learning_rate=hyper.learning_rate * rate), schedule
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         opt_state=opt_state,
         carry=carry,
+        average=take_in(state.average, params),
     )
     log_delta = jnp.stack(read) if log_gradient_flow else None
     return state, StepMetrics(nats, tokens, global_norm(grads), log_delta)
@@ -132,17 +171,25 @@ def make_block(
     optim: OptimConfig,
     schedule: optax.Schedule,
     *,
+    regularize: RegularizeConfig = NOT_REGULARIZED,
     log_gradient_flow: bool = False,
 ) -> Block:
     """Compile many steps into one dispatch, a Block.
 
     The state is donated: use the one that comes back.
     """
+    one_step = partial(
+        train_step,
+        config,
+        optim,
+        schedule,
+        regularize=regularize,
+        log_gradient_flow=log_gradient_flow,
+    )
 
     def block(
         state: TrainState, hyper: Hyper, batches: Any
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
-        one_step = partial(train_step, config, optim, schedule, log_gradient_flow=log_gradient_flow)
         state, metrics = lax.scan(lambda s, batch: one_step(s, hyper, batch), state, batches)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
         return state, metrics, jnp.all(jnp.stack(finite))
@@ -153,11 +200,11 @@ def make_block(
 class NotFiniteError(ArithmeticError):
     """The loss, the gradient or the parameters are NaN or infinite."""
 
-    def __init__(self, step: int, nats: float, grad_norm: float):
-        self.step = step
+    def __init__(self, step: int, nats: float, grad_norm: float, kept: str = ""):
+        self.step, self.nats, self.grad_norm = step, nats, grad_norm
         super().__init__(
             f"step {step}: loss {nats} nats, gradient norm {grad_norm}; wanted these and the "
-            "parameters after it finite: lower learning_rate or clip"
+            "parameters after it finite: lower learning_rate or clip" + (kept and f" ({kept})")
         )
 
 

@@ -16,9 +16,13 @@ LAYERS = [
     {"lm.config"},
     {"lm.data"},
     {"lm.recurrence"},
+    {"lm.regularize"},
     {"lm.model"},
-    {"lm.loss", "lm.optim"},
+    {"lm.interop"},
+    {"lm.loss", "lm.optim", "lm.monitor"},
     {"lm.train", "lm.evaluate", "lm.generate", "lm.gradients"},
+    {"lm.neural_cache"},
+    {"lm.dynamic_evaluation", "lm.surprisal"},
     {"lm.checkpoint"},
     {"experiments"},
 ]
@@ -79,7 +83,7 @@ def test_a_wrong_arrow_is_seen():
 
 def test_importing_lm_touches_no_device():
     code = (
-        "import lm.train, lm.evaluate, lm.generate, lm.gradients.flow, lm.config\n"
+        "import lm.train, lm.dynamic_evaluation, lm.generate, lm.gradients.flow, lm.config\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends, xla_bridge._backends"
     )

@@ -29,7 +29,9 @@ MODEL_OPTIONS = names(ModelConfig) - {"cell"}
 # one layer that Adam trains, and a checkpoint is measured as it is, on its own text.
 IDLE: dict[str, frozenset[str]] = {
     "text": frozenset(),
-    "noise": TEXT_OPTIONS | TRAINING_OPTIONS | {"layers", "tied", "init", "init_range"},
+    "noise": TEXT_OPTIONS
+    | TRAINING_OPTIONS
+    | {"layers", "last_hidden_size", "tied", "init", "init_range"},
     "task": TEXT_OPTIONS
     | MODEL_OPTIONS - {"hidden_size", "forget_bias", "chrono"}
     | TRAINING_OPTIONS - {"steps", "learning_rate", "clip"},

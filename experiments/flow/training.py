@@ -56,9 +56,7 @@ def plan_text(config: Any) -> Plan:
     """Language models trained on text, measured at the start and at the end."""
     corpus = load_corpus(config.data)
     inputs, targets = cut_stretches(corpus.splits["valid"], config.lags, config.windows)
-    batches = make_batches(
-        corpus.splits["train"], config.data.batching, config.data.batch_size, config.data.length
-    )
+    batches = make_batches(corpus.splits["train"], config.data)
     steps = config.steps or max(1, round(config.epochs * batches.steps_per_epoch))
     total = steps * config.seeds * len(config.cells)
 

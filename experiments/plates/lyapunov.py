@@ -45,7 +45,7 @@ def load_text(config: Config) -> tuple[Corpus, Batches]:
     """
     data = config.data
     corpus = load_corpus(data)
-    batches = make_batches(corpus.splits["train"], data.batching, data.batch_size, data.length)
+    batches = make_batches(corpus.splits["train"], data)
     found = len(corpus.splits["valid"])
     if found < WARMUP + COUNTED:
         raise ValueError(

@@ -4,15 +4,20 @@ Inputs start with `<eos>`, as after a line that came before, so that every token
 is predicted once.
 """
 
+from bisect import bisect_right
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from lm.config import DataConfig
 from lm.data.vocabulary import END_ID
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 RUN = 8  # batches of one length that follow each other, to be trained in one dispatch
+SHORT_SHARE = 0.05  # of random lengths, those about half as long
+LENGTH_SD = 5  # standard deviation of a random length, tokens
+LEAST_LENGTH = 5  # tokens
 
 
 class Batch(NamedTuple):
@@ -22,6 +27,7 @@ class Batch(NamedTuple):
     targets: np.ndarray  # int32 [T, B], the token after each input
     mask: np.ndarray | None  # bool [T, B], False on padding; None: no padding
     reset: np.ndarray  # bool []: start from the zero state
+    rate: np.ndarray | None = None  # float32 []: factor on the learning rate; None: 1
 
 
 class Batches(Protocol):
@@ -52,6 +58,7 @@ class StreamBatches:
             )
         self.batch_size = batch_size
         self.length = min(length, per_row)
+        self.per_row = per_row
         self.steps_per_epoch = per_row // self.length
         used = per_row * batch_size
         self._targets = tokens[:used].reshape(batch_size, per_row)
@@ -60,15 +67,77 @@ class StreamBatches:
     def at(self, step: int) -> Batch:
         """The batch of one step."""
         index = step % self.steps_per_epoch
-        start, stop = index * self.length, (index + 1) * self.length
+        inputs, targets = self.read(index * self.length, (index + 1) * self.length)
+        return Batch(inputs, targets, None, np.asarray(index == 0))
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of all rows from token `start` to `stop`, int32 [tokens, B]."""
         targets = self._targets[:, start:stop]
         before = self._first if start == 0 else self._targets[:, start - 1]
         inputs = np.concatenate([before[:, None], targets[:, :-1]], axis=1)
+        return np.ascontiguousarray(inputs.T), np.ascontiguousarray(targets.T)
+
+    def block(self, step: int, most: int) -> Batch:
+        return stack([self.at(step + k) for k in range(most)])
+
+
+class RandomLengthBatches:
+    """The text as contiguous rows like `StreamBatches`, each chunk of a length of its own.
+
+    A chunk has max(5, int(x)) tokens, x ~ N(length, 5), one time in twenty N(length / 2, 5),
+    and no more than length + 15 (three standard deviations). Chunks are padded to that and
+    masked, so one compiled step serves all; `rate` is tokens / length, since a longer chunk's
+    mean gradient comes less often. With each pass the rows are cut at other places; lengths are
+    a function of (seed, pass).
+
+    Passes differ in their number of steps; `steps_per_epoch` is what the mean length makes.
+
+    Source: Merity, Keskar & Socher 2017 (arXiv:1708.02182), section 5; the upper bound is ours.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, length: int, seed: int = 0):
+        self._rows = StreamBatches(tokens, batch_size, 1)
+        self.batch_size = batch_size
+        self.length = length
+        self.longest = length + 3 * LENGTH_SD
+        self._seed = seed
+        mean = (1 - SHORT_SHARE) * length + SHORT_SHARE * length / 2
+        self.steps_per_epoch = max(1, round(self._rows.per_row / mean))
+        self._first_step = [0]  # of each pass that was asked for
+        self._edges = lru_cache(maxsize=2)(self._draw_edges)
+
+    def _draw_edges(self, epoch: int) -> np.ndarray:
+        """Where the chunks of a pass end, with 0 before them."""
+        rng = np.random.default_rng((self._seed, epoch))
+        per_row = self._rows.per_row
+        count = per_row // LEAST_LENGTH + 1  # enough, however short they are
+        centre = np.where(rng.random(count) < SHORT_SHARE, self.length / 2, self.length)
+        drawn = rng.normal(centre, LENGTH_SD).astype(int)
+        ends = np.cumsum(np.clip(drawn, LEAST_LENGTH, self.longest))
+        inner = ends[ends < per_row]
+        return np.concatenate([[0], inner, [min(per_row, ends[len(inner)])]])
+
+    def _find(self, step: int) -> tuple[int, int]:
+        """(pass, chunk within it) of a step."""
+        while self._first_step[-1] <= step:
+            epoch = len(self._first_step) - 1
+            self._first_step.append(self._first_step[-1] + len(self._edges(epoch)) - 1)
+        epoch = bisect_right(self._first_step, step) - 1
+        return epoch, step - self._first_step[epoch]
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step."""
+        epoch, index = self._find(step)
+        start, stop = self._edges(epoch)[index : index + 2]
+        inputs, targets = self._rows.read(start, stop)
+        padding = ((0, self.longest - len(inputs)), (0, 0))
+        mask = np.arange(self.longest)[:, None] < np.full(self.batch_size, len(inputs))
         return Batch(
-            np.ascontiguousarray(inputs.T),
-            np.ascontiguousarray(targets.T),
-            None,
+            np.pad(inputs, padding, constant_values=END_ID),
+            np.pad(targets, padding, constant_values=END_ID),
+            mask,
             np.asarray(index == 0),
+            np.asarray(len(inputs) / self.length, np.float32),
         )
 
     def block(self, step: int, most: int) -> Batch:
@@ -130,9 +199,9 @@ def cut_sentences(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarr
         ends = np.append(ends, len(tokens))
     begins = np.concatenate([[0], ends[:-1]])
     pieces = -(-(ends - begins) // length)
-    starts = np.concatenate(
-        [begin + length * np.arange(count) for begin, count in zip(begins, pieces, strict=True)]
-    )
+    first = np.cumsum(pieces) - pieces  # piece that each sentence begins with
+    piece = np.arange(pieces.sum()) - np.repeat(first, pieces)
+    starts = np.repeat(begins, pieces) + length * piece
     stops = np.minimum(starts + length, np.repeat(ends, pieces))
     return starts, stops - starts
 
@@ -159,21 +228,27 @@ def pad(
 def stack(batches: list[Batch]) -> Batch:
     """Batches of one shape -> a block with a leading axis."""
     masks = [b.mask for b in batches if b.mask is not None]
+    rates = [b.rate for b in batches if b.rate is not None]
     return Batch(
         np.stack([b.inputs for b in batches]),
         np.stack([b.targets for b in batches]),
         np.stack(masks) if masks else None,
         np.stack([b.reset for b in batches]),
+        np.stack(rates) if rates else None,
     )
 
 
-def make_batches(
-    tokens: np.ndarray, batching: str, batch_size: int, length: int, seed: int = 0
-) -> StreamBatches | SentenceBatches:
-    """The batching that `DataConfig` names: stream or sentences."""
-    if batching == "sentences":
-        return SentenceBatches(tokens, batch_size, length, seed)
-    return StreamBatches(tokens, batch_size, length)
+def make_batches(tokens: np.ndarray, config: DataConfig, seed: int = 0) -> Batches:
+    """The batching that `config` names, of the training text.
+
+    Args:
+      seed: of the order of sentences, or of random lengths.
+    """
+    if config.batching == "sentences":
+        return SentenceBatches(tokens, config.batch_size, config.length, seed)
+    if config.random_length:
+        return RandomLengthBatches(tokens, config.batch_size, config.length, seed)
+    return StreamBatches(tokens, config.batch_size, config.length)
 
 
 def cut_windows(tokens: np.ndarray, time: int, count: int) -> tuple[np.ndarray, np.ndarray]:

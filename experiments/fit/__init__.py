@@ -1,0 +1,1 @@
+"""What `train` is made of: options, the loop, progress, signals, figures."""

@@ -1,0 +1,109 @@
+"""The figures of a training run, from its folder alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import figures, run_folder
+from experiments.flow.table import forget_gate_start
+from lm.cells import CELLS
+
+
+def plot(folder: Path) -> list[Path]:
+    """Perplexity against step, from the run's folder alone."""
+    lines = run_folder.MetricsLog.read(folder / "metrics.jsonl")
+    stored = run_folder.read_json(folder / "config.json")["config"]
+    cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
+    figure, (axis,) = figures.new_figure(1, width=8)
+    trained = [(line["step"], line["loss"] / np.log(10)) for line in lines if "loss" in line]
+    valid = [(line["step"], np.log10(float(line["valid"]))) for line in lines if line.get("valid")]
+    axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.6, label="training")
+    axis.plot(*zip(*valid, strict=True), "o-", color="#000000", label="validation, whole text")
+    rule = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp"}[stored["optim"]["optimizer"]]
+    axis.set(
+        title=f"{CELLS[cell].name} on {Path(corpus).name}, {rule}",
+        xlabel="step",
+        ylabel="perplexity, exp(nats per token)",
+    )
+    figures.label_log10(axis)
+    axis.legend()
+    paths = figures.save(figure, folder / "figures", "perplexity")
+    if stored.get("log_gradient_flow"):
+        plot_flow(folder, stored, lines)
+    return paths
+
+
+def plot_seeds(folder: Path) -> list[Path]:
+    """Validation perplexity against step, a line for each seed."""
+    stored = run_folder.read_json(folder / "config.json")["config"]
+    results = run_folder.read_json(folder / "results.json")
+    cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
+    figure, (axis,) = figures.new_figure(1, width=8)
+    for seed in results["seeds"]:
+        lines = run_folder.MetricsLog.read(folder / f"seed-{seed}" / "metrics.jsonl")
+        points = [(row["step"], np.log10(float(row["valid"]))) for row in lines if row.get("valid")]
+        axis.plot(
+            *zip(*points, strict=True), "o-", color=figures.colour(cell), alpha=0.6, markersize=4
+        )
+    test = results["test"]
+    called = stored["recipe"] or f"{CELLS[cell].name} on {Path(corpus).name}"
+    axis.set(
+        title=f"{called}: test perplexity {test['perplexity']:.1f}, sd {test['sd']:.1f}, "
+        f"over {len(results['seeds'])} seeds",
+        xlabel="step",
+        ylabel="validation perplexity, exp(nats per token)",
+    )
+    figures.label_log10(axis)
+    return figures.save(figure, folder / "figures", "perplexity")
+
+
+def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Path]:
+    """Gradient flow of the top layer through training, from what the run logged."""
+    logged = [line for line in lines if "log10_lag" in line]
+    picked = np.unique(np.linspace(0, len(logged) - 1, 6).round().astype(int))
+    stream = stored["data"]["batching"] == "stream"
+    figure, axes = figures.new_figure(2 if stream else 1, width=12 if stream else 8)
+    for shade, line in zip(figures.shades(len(picked)), [logged[k] for k in picked], strict=True):
+        style: dict[str, Any] = {"color": shade, "linewidth": 2, "label": f"step {line['step']:,}"}
+        axes[0].plot([float(norm) for norm in line["log10_lag"][-1]], **style)
+        if stream and "log10_delta" in line:  # not before the first step
+            axes[1].plot([float(norm) for norm in line["log10_delta"][-1]], **style)
+    length = stored["data"]["length"]
+    beyond = " beyond truncated BPTT" if stream else " beyond the longest row of training"
+    axes[0].axvline(length, color="#777777", linewidth=0.8, linestyle=":")
+    axes[0].annotate(
+        beyond, (length, axes[0].get_ylim()[1]), fontsize=8.5, va="top", color="#555555"
+    )
+    axes[0].set(
+        title="The last word's loss alone, on validation text",
+        xlabel="lag: tokens before the last",
+        ylabel=r"$\Vert\partial L_T / \partial h_{T-\mathrm{lag}}\Vert$",
+    )
+    if stream:
+        axes[1].set(
+            title="All losses of a chunk, as training sends them back",
+            xlabel="tokens before the end of the chunk",
+            ylabel=r"$\Vert\partial J / \partial z_t\Vert$ over batch and gates",
+        )
+    for axis in axes:
+        figures.label_log10(axis)
+        axis.legend(fontsize=9)
+    name = CELLS[stored["model"]["cell"]].name
+    called = f"How far back the gradient of the {name} reaches, through training"
+    figure.suptitle(called, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    means = "stretches (left) and steps (right); before clipping" if stream else "stretches"
+    text = f"top layer; geometric means over {means}; {describe_start(stored['model'])}"
+    figure.supxlabel(text, fontsize=8.5, color="#555555")
+    return figures.save(figure, folder / "figures", "gradient_flow")
+
+
+def describe_start(stored: dict[str, Any]) -> str:
+    """What a figure says of a model's parameters at the start."""
+    start = forget_gate_start({"cell": stored["cell"], "model": stored})
+    bias = start if start.startswith("chrono") else f"forget bias {start}"
+    scale = f"input scale {stored['input_scale']:g}"
+    if stored["init"] != "scaled":
+        scale = f"weights from U(-{stored['init_range']:g}, {stored['init_range']:g})"
+        scale += ", of layers from H^-1/2" * (stored["init"] == "pytorch")
+    return (f"{bias}, " if start else "") + f"{scale} at the start"

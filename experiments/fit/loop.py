@@ -1,0 +1,211 @@
+"""The training loop of one run: dispatches, evaluations, checkpoints, and stopping in between."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.fit.config import Config
+from experiments.fit.progress import Progress
+from experiments.fit.signals import StopOnSignal
+from experiments.run_folder import MetricsLog
+from lm import model
+from lm.cells import CELLS
+from lm.checkpoint import Checkpoints
+from lm.data.batches import Batches, cut_windows
+from lm.data.corpus import Corpus
+from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward
+from lm.gradients.flow import measure_lags
+from lm.monitor import observe
+from lm.optim import Hyper, fitting_rate, make_schedule
+from lm.train import NotFiniteError, TrainState, init_state, make_block, run_blocks
+
+Evaluate = Callable[[model.Params, str], Evaluation]  # (parameters, split)
+
+
+def fit(
+    config: Config,
+    corpus: Corpus,
+    batches: Batches,
+    folder: Path,
+    checkpoints: Checkpoints,
+    evaluate: Evaluate,
+    start: model.Params | None = None,
+) -> tuple[TrainState, bool]:
+    """Train to the last step, or until a signal asks to stop: (state, finished).
+
+    Args:
+      evaluate: from `make_evaluate`.
+      start: parameters to begin with, in place of drawn ones.
+
+    Raises:
+      NotFiniteError: the loss or the parameters overflowed; says where the last good state is.
+    """
+    per_epoch = batches.steps_per_epoch
+    last = config.steps or max(1, round(config.epochs * per_epoch))
+    state = init_state(
+        jax.random.key(config.seed),
+        config.model,
+        config.optim,
+        len(corpus.vocabulary),
+        batches.batch_size,
+    )
+    if start is not None:
+        check_start(start, state.params)
+        state = state.replace(params=jax.tree.map(jnp.array, start))  # type: ignore[attr-defined]
+    if checkpoints.steps():
+        state = restore_last(checkpoints, state)
+    rate = fitting_rate(config.optim, CELLS[config.model.cell].learning_rate)
+    hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
+    schedule = make_schedule(config.optim, per_epoch, last)
+    block = make_block(
+        config.model,
+        config.optim,
+        schedule,
+        regularize=config.regularize,
+        log_gradient_flow=config.log_positions,
+    )
+    measure = make_measure_lags(config, corpus) if config.log_gradient_flow else None
+    begun = bool(MetricsLog.read(folder / "metrics.jsonl"))
+    first = int(state.step)
+    evaluate_every = config.evaluate_every or per_epoch
+    stop = StopOnSignal()
+    progress = Progress(folder, start=first, last=last, clip=config.optim.clip)
+    with progress, stop:
+        if measure is not None and not begun:  # a run killed at its start has measured it already
+            progress.note(0, log10_lag=measure(state.params).tolist())
+        # Dispatches end where a checkpoint or an evaluation is due, at the same steps in every
+        # process, whether the run was resumed or not.
+        step, done = first, finished(config, state, last)
+        while not done and not stop.asked:
+            due = min(
+                last,
+                (step // config.checkpoint_every + 1) * config.checkpoint_every,
+                (step // evaluate_every + 1) * evaluate_every,
+            )
+            dispatches = run_blocks(
+                state, hyper, block, batches, stop=due, steps_per_dispatch=config.steps_per_dispatch
+            )
+            try:
+                for state, metrics in dispatches:
+                    taken = np.arange(step, int(state.step))
+                    rates = rate * float(state.monitor.rate) * np.asarray(jax.vmap(schedule)(taken))
+                    step = int(state.step)
+                    flow = flow_of(config, metrics, measure, state.params)
+                    progress.dispatch(step, metrics, rates, flow)
+                    if stop.asked:
+                        break
+            except NotFiniteError as error:
+                checkpoints.wait()
+                raise NotFiniteError(
+                    error.step, error.nats, error.grad_norm, last_good(checkpoints)
+                ) from None
+            loss = None
+            if step % evaluate_every == 0 or step == last:
+                valid = evaluate(state.evaluated_params, "valid")
+                loss = valid.nats / valid.tokens
+                state = conclude(config, progress, state, loss)
+            done = finished(config, state, last)
+            if stop.asked or done or loss is not None or step % config.checkpoint_every == 0:
+                best = loss is not None and bool(np.float32(loss) <= float(state.monitor.best))
+                checkpoints.save(state, best=best)
+    checkpoints.wait()
+    return state, done
+
+
+def finished(config: Config, state: TrainState, last: int) -> bool:
+    """Whether the last step is done, or training has stalled and is to stop early."""
+    return int(state.step) >= last or (config.optim.early_stop and bool(state.monitor.stalled))
+
+
+def conclude(config: Config, progress: Progress, state: TrainState, loss: float) -> TrainState:
+    """The state after a validation loss was seen, and a line where it changes something."""
+    before = state
+    monitor, average = observe(config.optim, state.monitor, state.average, loss)
+    state = state.replace(monitor=monitor, average=average)  # type: ignore[attr-defined]
+    step = int(state.step)
+    progress.evaluation(step, loss)
+    if float(monitor.rate) != float(before.monitor.rate):
+        progress.say(f"step {step}: no better than the best; learning rate x {config.optim.decay}")
+    if average is not None and before.average is not None and average.on != before.average.on:
+        progress.say(f"step {step}: stalled; averaging the parameters from here on")
+    return state
+
+
+def restore_last(checkpoints: Checkpoints, template: TrainState) -> TrainState:
+    """The last checkpoint that can be read; says so where it is not the last there is."""
+    newest = checkpoints.steps()[-1]
+    state = checkpoints.restore(template)
+    if int(state.step) != newest:
+        print(
+            f"checkpoint {newest} is damaged; going on from {int(state.step)}, the one before",
+            file=sys.stderr,
+        )
+        checkpoints.drop_after(int(state.step))
+    return state
+
+
+def last_good(checkpoints: Checkpoints) -> str:
+    """Where to go on from after a failure."""
+    steps = checkpoints.steps()
+    return f"the state of step {steps[-1]} is kept in {checkpoints.folder}" if steps else ""
+
+
+def check_start(start: model.Params, drawn: model.Params) -> None:
+    """Raise ValueError where parameters to start from are of another model."""
+    shapes = [jax.tree.map(jnp.shape, params) for params in (start, drawn)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"start holds a model of {model.count_parameters(start):,} parameters; wanted one of "
+            f"the options given here, {model.count_parameters(drawn):,}: the same cell, sizes and "
+            "vocabulary"
+        )
+
+
+def flow_of(
+    config: Config,
+    metrics: Any,
+    measure: Callable[[model.Params], np.ndarray] | None,
+    params: model.Params,
+) -> dict[str, Any]:
+    """The gradient flow of one dispatch, as log10 of norms."""
+    flow = {}
+    if config.log_positions:  # what the training itself carried back, newest position first
+        flow["log10_delta"] = (metrics.log_delta[..., ::-1].mean(axis=0) / np.log(10)).tolist()
+    if measure is not None:  # and one loss alone
+        flow["log10_lag"] = measure(params).tolist()
+    return flow
+
+
+def make_measure_lags(config: Config, corpus: Corpus) -> Callable[[model.Params], np.ndarray]:
+    """params -> log10 ||dL_T/dh_{T - lag}|| of each layer on validation text, [L, lags].
+
+    One loss, at the end of stretches twice as long as a chunk: to see beyond the truncation.
+    """
+    data = config.data
+    lags = min(2 * data.length, len(corpus.splits["valid"]) - 1)
+    windows = cut_windows(corpus.splits["valid"], lags, data.batch_size)
+    inputs, targets = jnp.asarray(windows[0]), jnp.asarray(windows[1][-1])
+    carry = model.init_carry(config.model, inputs.shape[1])
+
+    @jax.jit
+    def measure(params: model.Params) -> jax.Array:
+        curves = measure_lags(config.model, params, carry, inputs, targets)
+        return jnp.stack([layer.h.mean(axis=1) for layer in curves]) / jnp.log(10.0)
+
+    return lambda params: np.asarray(measure(params))
+
+
+def make_evaluate(config: Config, corpus: Corpus) -> Evaluate:
+    """(params, split) -> Evaluation, in the batching that the model is trained with."""
+    forward = make_forward(config.model)
+
+    def evaluate(params: model.Params, split: str) -> Evaluation:
+        measure = evaluate_stream if config.data.batching == "stream" else evaluate_sentences
+        return measure(config.model, params, corpus.splits[split], forward=forward)
+
+    return evaluate

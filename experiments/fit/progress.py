@@ -1,0 +1,92 @@
+"""What a training run says while it runs: a bar, JSON lines, TensorBoard."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.run_folder import MetricsLog
+from lm.evaluate import perplexity
+
+
+class Progress:
+    """Progress bar, metrics.jsonl and TensorBoard of one run; open it with `with`."""
+
+    def __init__(self, folder: Path, *, start: int, last: int, clip: float):
+        """
+        Args:
+          start: the step that a resumed run goes on from; what was logged past it is dropped.
+          last: the step that the run ends at.
+          clip: largest gradient norm, for the share of clipped steps.
+        """
+        from tensorboardX import SummaryWriter  # a second's import
+
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+        self._log = MetricsLog(folder)
+        self._log.keep_until(start)
+        self._clip = clip
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._bar: Any = tqdm(total=last, initial=start, unit="step", dynamic_ncols=True)
+
+    def dispatch(
+        self, step: int, metrics: Any, rates: np.ndarray, flow: Mapping[str, Any] | None = None
+    ) -> None:
+        """One dispatch of training that ended at `step`.
+
+        Args:
+          metrics: StepMetrics of arrays [steps].
+          rates: learning rate of each step.
+          flow: what else to log.
+        """
+        loss = float(metrics.nats.sum() / metrics.tokens.sum())
+        self._bar.update(len(metrics.nats))
+        elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+        done = self._bar.n - self._bar.initial
+        speed = done / elapsed * float(metrics.tokens.mean())
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f} perplexity {perplexity(loss):.1f} {speed:,.0f} tokens/s"
+        )
+        scalars = {
+            "loss": loss,
+            "learning_rate": float(rates[-1]),
+            "grad_norm": float(metrics.grad_norm.mean()),
+            "clipped": float((metrics.grad_norm > self._clip).mean()),
+            "tokens_per_second": speed,
+        }
+        self._log.write(step=step, **scalars, time=time.time(), **(flow or {}))
+        self._draw(step, {f"train/{name}": value for name, value in scalars.items()})
+        self._draw(step, {"train/perplexity": perplexity(loss)})
+
+    def evaluation(self, step: int, loss: float, **more: Any) -> None:
+        """A validation loss, nats per token."""
+        self._log.write(step=step, valid=perplexity(loss), **more)
+        self._draw(step, {"valid/loss": loss, "valid/perplexity": perplexity(loss)})
+
+    def note(self, step: int, **measured: Any) -> None:
+        """Anything else, for metrics.jsonl alone."""
+        self._log.write(step=step, **measured)
+
+    def say(self, message: str) -> None:
+        """A line for the person at the terminal, above the bar."""
+        self._bar.write(message)
+
+    def _draw(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._board.close()
