@@ -5,6 +5,8 @@ EXPERIMENTS: dict[str, str] = {
     "train": "train a language model on any text",
     "evaluate": "perplexity of a trained run on any text",
     "generate": "sample text from a trained run",
+    "score": "surprisal of each word of a text, as a table",
+    "convert": "a trained run as a safetensors file, or a PyTorch model as a run",
     "walkthrough": "the lecture on one sentence: next words, loss, gates, gradient, length",
     "claims": "measure eight claims of the field; a verdict, a table and a figure each",
     "checks": "hold every gradient measure against laws that are known exactly",

@@ -1,18 +1,90 @@
-"""The perplexity of a trained run on its own corpus or any other text.
+"""The perplexity of a trained run on its own corpus or any other text, as it is or adapting.
 
 perplexity = exp(total nats / total tokens), every token counted once, `<eos>` included. The
-batch size changes the time and not the number.
+batch size changes the time and not the number. Bits per character are total bits / characters,
+a line's end being one character.
+
+With --adapt the model goes on from what it has just read: `dynamic` learns from each segment of
+a few words after it has predicted them, `cache` looks up which words followed a hidden state
+like this one among the last few hundred, `both` does both and shows all four. Nothing of a word
+enters its own prediction. The figure follows the perplexity through the text.
 
     ./launch.sh evaluate --run=runs/my_book
     ./launch.sh evaluate --run=runs/my_book --text=other.txt
+    ./launch.sh evaluate --run=runs/my_book --adapt=both --tune
+    ./launch.sh evaluate --run=runs/my_book --adapt=cache --tokens=20000     a quick look
+
+A cache costs little more than evaluation itself; dynamic evaluation touches every parameter
+each few words: a PTB text takes some minutes at 2 x 200 units, --tune some ten times that.
 """
 
 # ruff: noqa: E402
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments import flags
 from lm.config import option, validate
+
+METHODS = ("static", "dynamic", "cache", "both")
+SHOWN = {  # methods that each --adapt measures
+    "none": ("static",),
+    "dynamic": ("static", "dynamic"),
+    "cache": ("static", "cache"),
+    "both": METHODS,
+}
+
+
+@dataclass(frozen=True)
+class DynamicConfig:
+    """Dynamic evaluation. Defaults: Krause et al. 2018, for PTB."""
+
+    update: str = option(
+        "rms",
+        "rms: steps divided by the RMS of the training text's gradients; sgd: plain steps",
+        choices=("rms", "sgd"),
+    )
+    bptt: int = option(5, "tokens predicted before they are learnt from", least=1, most=10**5)
+    dynamic_rate: float = option(
+        0.0, "step size eta; 0: at 5 tokens 5e-5 (rms) or 0.2 (sgd), in proportion to bptt", least=0
+    )
+    dynamic_decay: float = option(
+        -1.0,
+        "share lambda of the way back to the trained parameters that a segment takes (rms: of an "
+        "average parameter); -1: at 5 tokens 2e-3, in proportion to bptt",
+        least=-1,
+        most=1,
+    )
+    epsilon: float = option(2e-5, "added to the RMS", above=0)
+    statistics_batch: int = option(
+        100, "rows of the batches whose gradients the RMS is over", least=1, most=10**5
+    )
+    statistics_batches: int = option(
+        0, "batches of the training text that the RMS is over; 0: all", least=0
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The neural cache. Defaults: AWD-LSTM's settings for PTB and WikiText-2."""
+
+    cache_weight: float = option(
+        0.0, "share lambda of the cache in the mixture; 0: the corpus's", least=0, most=1
+    )
+    cache_theta: float = option(
+        -1.0,
+        "how much likeness of hidden states counts, 0: not at all; -1: the corpus's",
+        least=-1,
+    )
+    cache_window: int = option(
+        0, "words before each one that are looked up; 0: the corpus's", least=0, most=10**7
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 @dataclass(frozen=True)
@@ -21,65 +93,507 @@ class Config:
 
     run: str = option("", "folder of a trained run")
     text: str = option("", "a text file, read as the run's corpus was; empty: that corpus")
+    checkpoint: str = option("best", "best by validation, or the last", choices=("best", "last"))
+    adapt: str = option("none", "what the model does with what it has read", choices=tuple(SHOWN))
+    tune: bool = option(
+        False, "search the rates of --adapt on validation text, starting from those given"
+    )
+    tune_tokens: int = option(
+        30_000, "tokens of the validation text that --tune reads each time; 0: all", least=0
+    )
+    tokens: int = option(
+        0, "read only so many tokens from the start of each text, for a quick look; 0: all", least=0
+    )
+    average: int = option(
+        2000, "tokens that the figure's sliding perplexity is over", least=1, most=10**9
+    )
     batch_size: int = option(16, "rows evaluated side by side", least=1, most=10**6)
     length: int = option(64, "tokens a row in one compiled call", least=1, most=10**6)
+    dynamic: DynamicConfig = DynamicConfig()
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.tune and self.adapt == "none":
+            raise ValueError("tune needs --adapt=dynamic, cache or both: what is to be tuned")
+        for part, default, name in (
+            (self.dynamic, DynamicConfig(), "dynamic"),
+            (self.cache, CacheConfig(), "cache"),
+        ):
+            changed = [f for f in vars(default) if getattr(part, f) != getattr(default, f)]
+            if changed and self.adapt not in (name, "both"):
+                raise ValueError(
+                    f"{changed[0]} does nothing with adapt={self.adapt}; wanted --adapt={name} or "
+                    "both"
+                )
 
 
 if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
-import numpy as np
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 
-from experiments import run_folder
+import numpy as np
+from tqdm import tqdm
+
+from experiments import figures, run_folder
 from experiments.train import check_corpus
-from experiments.trained import load_run
+from experiments.trained import Trained, load_run
+from lm import dynamic_evaluation, neural_cache
 from lm.data.corpus import load_corpus
 from lm.data.text import read_text, tokenize
 from lm.data.vocabulary import UNKNOWN_ID
-from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward
+from lm.dynamic_evaluation import Rates, Statistics, measure_dynamic, measure_statistics
+from lm.evaluate import (
+    Evaluation,
+    count_characters,
+    make_forward,
+    perplexity,
+    sentence_nats,
+    stream_nats,
+)
+from lm.neural_cache import Reading, measure_cache, mix
+
+# Weight, theta and window of the cache: Merity et al. 2018, AWD-LSTM's repository.
+DEFAULT_CACHE = (0.1, 1.0, 500)  # PTB's
+CACHES = {"wikitext-2": (0.1279, 0.662, 3785), "wikitext-103": (0.1279, 0.662, 3785)}
+RATES = {"rms": (5e-5, 2e-3), "sgd": (0.2, 2e-3)}  # eta and lambda at 5 tokens a segment
+PAPER_BPTT = 5
+
+THETAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # those that --tune tries
+WEIGHTS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
+FACTOR = 2.0  # between neighbours on the lattice of rates that --tune walks on
+
+NAMES = {
+    "static": "static",
+    "dynamic": "dynamic evaluation",
+    "cache": "cache",
+    "both": "dynamic evaluation with a cache",
+}
+COLOURS = {"static": "#000000", "dynamic": "#0072B2", "cache": "#E69F00", "both": "#009E73"}
+POINTS = 1500  # of a curve in the figure
+
+
+class Mixture(NamedTuple):
+    """How much of a cache is mixed in, and how sharply it looks."""
+
+    weight: float
+    theta: float
+
+
+class Settings(NamedTuple):
+    """The rates of every method."""
+
+    rates: Rates
+    cache: Mixture
+    both: Mixture
+
+
+class Found(NamedTuple):
+    """What a method makes of a text."""
+
+    nats: np.ndarray  # [N] of each token
+    seconds: float
+    settings: dict[str, Any]
+    passes: int = 1
 
 
 def run(config: Config) -> None:
     """Evaluate, print, and note the result in the run's folder."""
-    trained = load_run(config.run)
+    trained = load_run(config.run, config.checkpoint)
+    texts = load_texts(config, trained)
+    adapter = Adapter(config, trained)
+    settings = adapter.start
+    if config.tune:
+        settings = tune(adapter, config)
+    found: dict[str, dict[str, Found]] = {}
+    for name, tokens in texts.items():
+        found[name] = {"static": adapter.read_static(tokens)}
+        print(describe(name, tokens, found[name]["static"], trained))
+    if config.adapt != "none":
+        for name, tokens in texts.items():
+            found[name] |= adapter.read_adapting(name, tokens, settings)
+        print(make_table(found))
+    write(trained, texts, found)
+    if config.adapt != "none":
+        print(f"figure: {plot(trained.folder, config.average)[0]}")
+
+
+def load_texts(config: Config, trained: Trained) -> dict[str, np.ndarray]:
+    """Name -> tokens of what is to be read; a part of a text says so in its name."""
     if config.text:
         encoding = "latin-1" if trained.vocabulary.level == "byte" else "utf-8"
-        text = read_text(Path(config.text), encoding)
-        sentences = tokenize(text, trained.vocabulary.level, trained.sentences)
+        whole = read_text(Path(config.text), encoding)
+        sentences = tokenize(whole, trained.vocabulary.level, trained.sentences)
         texts = {config.text: trained.vocabulary.encode(sentences)}
     else:
-        corpus = load_corpus(trained.config.data, trained.vocabulary)
-        check_corpus(trained.folder, corpus)
-        texts = {name: corpus.splits[name] for name in ("valid", "test")}
-    model_config = trained.config.model
-    forward = make_forward(model_config)
-    rows = {}
-    for name, tokens in texts.items():
-        if trained.config.data.batching == "stream":
-            result = evaluate_stream(
-                model_config,
-                trained.params,
-                tokens,
-                batch=config.batch_size,
-                length=config.length,
-                forward=forward,
-            )
-        else:
-            result = evaluate_sentences(
-                model_config, trained.params, tokens, batch=config.batch_size, forward=forward
-            )
-        unknown = float(np.mean(tokens == UNKNOWN_ID))
-        print(
-            f"{name}: perplexity {result.perplexity:.2f}   {result.nats / result.tokens:.4f} nats "
-            f"per token   {result.tokens:,} tokens, {unknown:.1%} <unk>"
+        splits = load_splits(trained)
+        texts = {name: splits[name] for name in ("valid", "test")}
+    if config.tokens:
+        most, part = config.tokens, f" (first {config.tokens:,} tokens only)"
+        texts = {name + part * (len(text) > most): text[:most] for name, text in texts.items()}
+    return texts
+
+
+def load_splits(trained: Trained) -> Mapping[str, np.ndarray]:
+    """The run's own corpus, which must be what it was trained on."""
+    corpus = load_corpus(trained.config.data, trained.vocabulary)
+    check_corpus(trained.folder, corpus)
+    return corpus.splits
+
+
+class Adapter:
+    """A trained run with all that is compiled and measured once for it."""
+
+    def __init__(self, config: Config, trained: Trained):
+        self.config, self.trained = config, trained
+        self.model, self.params = trained.config.model, trained.params
+        self.sentences = trained.config.data.batching == "sentences"
+        self.forward = make_forward(self.model)
+        self.cache_block = neural_cache.make_block(self.model)
+        self.dynamic_block = dynamic_evaluation.make_block(self.model)
+        weight, theta, window = CACHES.get(trained.config.data.corpus, DEFAULT_CACHE)
+        cache, dynamic = config.cache, config.dynamic
+        self.window = cache.cache_window or window
+        mixture = Mixture(
+            cache.cache_weight or weight, theta if cache.cache_theta == -1 else cache.cache_theta
         )
-        rows[name] = result._asdict() | {"perplexity": result.perplexity, "unknown": unknown}
+        rate, decay = RATES[dynamic.update]
+        scale = dynamic.bptt / PAPER_BPTT
+        rates = Rates(
+            dynamic.dynamic_rate or rate * scale,
+            min(1.0, decay * scale) if dynamic.dynamic_decay == -1 else dynamic.dynamic_decay,
+            dynamic.epsilon,
+        )
+        self.start = Settings(rates, mixture, mixture)
+
+    @cached_property
+    def splits(self) -> Mapping[str, np.ndarray]:
+        """The run's own corpus."""
+        return load_splits(self.trained)
+
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """RMS of the training text's gradients; None for plain SGD."""
+        dynamic, text = self.config.dynamic, self.splits["train"]
+        if dynamic.update == "sgd":
+            return None
+        batch = min(dynamic.statistics_batch, max(1, len(text) // dynamic.bptt))
+        total = -(-len(text) // (batch * dynamic.bptt))
+        if dynamic.statistics_batches:
+            total = min(total, dynamic.statistics_batches)
+        with progress_bar("RMS of the training text's gradients", total, "batch") as advance:
+            return measure_statistics(
+                self.model,
+                self.params,
+                text,
+                bptt=dynamic.bptt,
+                batch=batch,
+                batches=dynamic.statistics_batches,
+                sentences=self.sentences,
+                progress=advance,
+            )
+
+    def read_static(self, tokens: np.ndarray) -> Found:
+        """The model as it was trained."""
+        begin, batch, passes = time.perf_counter(), self.config.batch_size, 1
+        if self.sentences:
+            nats = sentence_nats(self.model, self.params, tokens, batch=batch, forward=self.forward)
+        else:
+            nats, passes = stream_nats(
+                self.model,
+                self.params,
+                tokens,
+                batch=batch,
+                length=self.config.length,
+                forward=self.forward,
+            )
+        return Found(nats, time.perf_counter() - begin, {}, passes)
+
+    def read_cache(self, what: str, tokens: np.ndarray, thetas: tuple[float, ...]) -> Reading:
+        """The model beside a cache."""
+        with progress_bar(f"cache, {what}", len(tokens)) as advance:
+            return measure_cache(
+                self.model,
+                self.params,
+                tokens,
+                window=self.window,
+                thetas=thetas,
+                sentences=self.sentences,
+                block=self.cache_block,
+                progress=advance,
+            )
+
+    def read_dynamic(
+        self, what: str, tokens: np.ndarray, rates: Rates, thetas: tuple[float, ...] = ()
+    ) -> Reading:
+        """The learning model, beside a cache if there are thetas."""
+        statistics = self.statistics  # its own bar first
+        with progress_bar(f"dynamic, {what}", len(tokens)) as advance:
+            return measure_dynamic(
+                self.model,
+                self.params,
+                tokens,
+                rates,
+                statistics,
+                bptt=self.config.dynamic.bptt,
+                window=self.window if thetas else 0,
+                thetas=thetas,
+                sentences=self.sentences,
+                block=self.dynamic_block,
+                progress=advance,
+            )
+
+    def read_adapting(self, name: str, tokens: np.ndarray, settings: Settings) -> dict[str, Found]:
+        """What --adapt asks for, method by method."""
+        found, adapt = {}, self.config.adapt
+        if adapt in ("dynamic", "both"):
+            _ = self.statistics  # counted in no method's time
+            begin = time.perf_counter()
+            thetas = (settings.both.theta,) if adapt == "both" else ()
+            reading = self.read_dynamic(name, tokens, settings.rates, thetas)
+            seconds = time.perf_counter() - begin
+            rates = {"update": self.config.dynamic.update, "bptt": self.config.dynamic.bptt}
+            rates |= settings.rates._asdict()
+            # One pass serves both: the cache reads the learning model and changes nothing in it.
+            found["dynamic"] = Found(reading.nats, seconds, rates)
+            if adapt == "both":
+                mixture = settings.both._asdict() | {"window": self.window}
+                mixed = mix(reading, settings.both.weight)
+                found["both"] = Found(mixed, seconds, rates | mixture)
+        if adapt in ("cache", "both"):
+            begin = time.perf_counter()
+            reading = self.read_cache(name, tokens, (settings.cache.theta,))
+            mixture = settings.cache._asdict() | {"window": self.window}
+            mixed = mix(reading, settings.cache.weight)
+            found["cache"] = Found(mixed, time.perf_counter() - begin, mixture)
+        return {method: found[method] for method in METHODS if method in found}
+
+
+@contextmanager
+def progress_bar(what: str, total: int, unit: str = "token") -> Iterator[Callable[[int], object]]:
+    """A bar while it is open; yields what advances it."""
+    with tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, leave=False) as bar:
+        yield bar.update
+
+
+def tune(adapter: Adapter, config: Config) -> Settings:
+    """The rates that suit the start of the validation text best; the test text is not read."""
+    text = adapter.splits["valid"]
+    text = text[: config.tune_tokens or len(text)]
+    start, rates = adapter.start, adapter.start.rates
+    cache = both = start.cache
+    print(f"tuning on {len(text):,} tokens of the validation text")
+    if config.adapt in ("cache", "both"):
+        reading = adapter.read_cache("tuning", text, with_start(THETAS, start.cache.theta))
+        cache = best_mixture(reading, start.cache)
+        print(f"cache: weight {cache.weight:g}, theta {cache.theta:g}")
+    if config.adapt in ("dynamic", "both"):
+
+        def measure(place: tuple[int, int]) -> float:
+            tried = rates_at(rates, place)
+            nats = adapter.read_dynamic("tuning", text, tried).nats.mean(dtype=np.float64)
+            print(
+                f"dynamic: rate {tried.rate:.3g}, decay {tried.decay:.3g}: perplexity "
+                f"{perplexity(float(nats)):.2f}",
+                flush=True,
+            )
+            return float(nats)
+
+        rates = rates_at(rates, descend(measure))
+        print(f"dynamic: rate {rates.rate:.3g}, decay {rates.decay:.3g}")
+    if config.adapt == "both":
+        thetas = with_start(THETAS, start.both.theta)
+        both = best_mixture(adapter.read_dynamic("tuning", text, rates, thetas), start.both)
+        print(f"both: weight {both.weight:g}, theta {both.theta:g}")
+    return Settings(rates, cache, both)
+
+
+def with_start(grid: tuple[float, ...], start: float) -> tuple[float, ...]:
+    """A grid with the value that tuning starts from in it."""
+    return tuple(sorted({*grid, start}))
+
+
+def best_mixture(reading: Reading, start: Mixture) -> Mixture:
+    """The weight and theta of least nats; `reading` is of THETAS and `start`'s."""
+    thetas = with_start(THETAS, start.theta)
+    tried = {
+        Mixture(weight, theta): mix(reading, weight, k).mean()
+        for k, theta in enumerate(thetas)
+        for weight in with_start(WEIGHTS, start.weight)
+    }
+    return min(tried, key=lambda mixture: tried[mixture])
+
+
+def rates_at(start: Rates, place: tuple[int, int]) -> Rates:
+    """The rates at a place of the lattice; decay is at most 1."""
+    rate, decay = (FACTOR**k for k in place)
+    return Rates(start.rate * rate, min(1.0, start.decay * decay), start.epsilon)
+
+
+def descend(measure: Callable[[tuple[int, int]], float], most: int = 6) -> tuple[int, int]:
+    """The place of a lattice from which no step along an axis leads lower, starting at (0, 0).
+
+    Args:
+      measure: what is to be low; nan counts as inf. Asked once for each place.
+      most: steps from the start, along each axis.
+    """
+    seen: dict[tuple[int, int], float] = {}
+
+    def height(place: tuple[int, int]) -> float:
+        if max(map(abs, place)) > most:
+            return np.inf
+        if place not in seen:
+            value = measure(place)
+            seen[place] = value if np.isfinite(value) else np.inf
+        return seen[place]
+
+    place, moved = (0, 0), True
+    while moved:
+        moved = False
+        for step in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            onward = (place[0] + step[0], place[1] + step[1])
+            while height(onward) < height(place):
+                place, moved = onward, True
+                onward = (place[0] + step[0], place[1] + step[1])
+    return place
+
+
+def summary(found: Found) -> Evaluation:
+    """Totals of a text."""
+    nats = float(found.nats.sum(dtype=np.float64))
+    return Evaluation(nats, len(found.nats), found.passes)
+
+
+def describe(name: str, tokens: np.ndarray, found: Found, trained: Trained) -> str:
+    """One text on one line."""
+    result = summary(found)
+    per_token = result.nats / result.tokens
+    bits = result.nats / np.log(2) / count_characters(trained.vocabulary, tokens)
+    unit = "byte" if trained.vocabulary.level == "byte" else "character"
+    return (
+        f"{name}: perplexity {result.perplexity:.2f}   {per_token:.4f} nats "
+        f"({per_token / np.log(2):.4f} bits) per token   {bits:.4f} bits per {unit}   "
+        f"{result.tokens:,} tokens, {np.mean(tokens == UNKNOWN_ID):.1%} <unk>"
+    )
+
+
+def make_table(found: Mapping[str, Mapping[str, Found]]) -> str:
+    """A row a method, the perplexity of every text, and the time."""
+    names = [Path(name).name for name in found]
+    width = [max(10, len(name)) for name in names]
+    methods = list(next(iter(found.values())))
+    head = [f"{'perplexity':31}", *(f"{n:>{w}}" for n, w in zip(names, width, strict=True))]
+    lines = ["  ".join([*head, "s per 1,000 tokens"])]
+    for method in methods:
+        rows = [texts[method] for texts in found.values()]
+        values = [f"{summary(r).perplexity:{w}.2f}" for r, w in zip(rows, width, strict=True)]
+        # The last text's, since the first one's time holds the compilation.
+        speed = rows[-1].seconds / len(rows[-1].nats) * 1000
+        lines.append("  ".join([f"{NAMES[method]:31}", *values, f"{speed:18.3f}"]))
+    return "\n".join(lines)
+
+
+def write(
+    trained: Trained,
+    texts: Mapping[str, np.ndarray],
+    found: Mapping[str, Mapping[str, Found]],
+) -> None:
+    """evaluation.json: every text ever evaluated; evaluation.npz: nats of each token, this time.
+
+    What adapting found earlier stays until the same method is measured again.
+    """
     path = trained.folder / "evaluation.json"
     before = run_folder.read_json(path) if path.exists() else {}
+    rows = {}
+    for name, methods in found.items():
+        characters = count_characters(trained.vocabulary, texts[name])
+
+        def entry(method: Found, characters: int = characters) -> dict[str, object]:
+            result = summary(method)
+            return result._asdict() | {
+                "perplexity": result.perplexity,
+                "bits_per_token": result.nats / result.tokens / np.log(2),
+                "characters": characters,
+                "bits_per_character": result.nats / np.log(2) / characters,
+                "seconds": method.seconds,
+                "step": trained.step,
+            }
+
+        adapted = {
+            name: entry(method) | {"settings": method.settings}
+            for name, method in methods.items()
+            if name != "static"
+        }
+        rows[name] = entry(methods["static"]) | {
+            "unknown": float(np.mean(texts[name] == UNKNOWN_ID)),
+            "adapted": before.get(name, {}).get("adapted", {}) | adapted,
+        }
     run_folder.write_json(path, before | rows)
+    arrays = {"texts": np.asarray([Path(name).name for name in found])}
+    for index, methods in enumerate(found.values()):
+        for method, result in methods.items():
+            arrays[f"{index}/{method}"] = np.asarray(result.nats, np.float32)
+    run_folder.write_arrays(trained.folder / "evaluation.npz", arrays)
+
+
+def plot(folder: Path, average: int = 2000) -> list[Path]:
+    """Perplexity through each text, and its ratio to static; from the run's folder alone."""
+    arrays = run_folder.read_arrays(folder / "evaluation.npz")
+    texts = [str(name) for name in arrays["texts"]]
+    figures.plt.rcParams.update(figures.STYLE)  # type: ignore[arg-type]
+    figure, grid = figures.plt.subplots(
+        2,
+        len(texts),
+        figsize=(4 + 4.5 * len(texts), 7.6),
+        height_ratios=(3, 2),
+        sharex="col",
+        squeeze=False,
+        layout="constrained",
+    )
+    for index, name in enumerate(texts):
+        nats = {
+            method: arrays[f"{index}/{method}"].astype(np.float64)
+            for method in METHODS
+            if f"{index}/{method}" in arrays
+        }
+        upper, lower = grid[:, index]
+        window = max(1, min(average, len(nats["static"]) // 4))
+        total = {method: perplexity(each.mean()) for method, each in nats.items()}
+        for method, each in nats.items():
+            read, sliding = slide(each, window)
+            _, more = slide(each - nats["static"], window)
+            line = {"color": COLOURS[method], "linewidth": 1.4}
+            label = f"{NAMES[method]}: {total[method]:.1f}"
+            upper.plot(read / 1000, sliding / np.log(10), label=label, **line)
+            lower.plot(read / 1000, more / np.log(10), **line)
+        upper.set_title(f"{name}\n{finding(total)}", fontsize=11)
+        figures.label_log10(upper)
+        figures.label_log10(lower)
+        upper.legend(title="perplexity of the whole text", alignment="left", fontsize=9)
+        lower.set_xlabel(f"thousand tokens read (mean over the last {window:,})")
+    grid[0, 0].set_ylabel("perplexity, exp(nats per token)")
+    grid[1, 0].set_ylabel("perplexity / static perplexity")
+    return figures.save(figure, folder / "figures", "evaluation")
+
+
+def slide(nats: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens read, mean of the last `window` of them), at up to POINTS places. nats [N]."""
+    total = np.concatenate([[0.0], np.cumsum(nats)])
+    read = np.unique(np.linspace(window, len(nats), POINTS).astype(int))
+    return read, (total[read] - total[read - window]) / window
+
+
+def finding(total: Mapping[str, float]) -> str:
+    """What a panel shows, in words."""
+    best = min(total, key=lambda method: total[method])
+    if best == "static":
+        return f"adapting does not help, {total['static']:.1f} stays"
+    less = 1 - total[best] / total["static"]
+    return f"{NAMES[best]}: {total['static']:.1f} to {total[best]:.1f}, {less:.0%} less"
 
 
 if __name__ == "__main__":

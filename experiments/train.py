@@ -14,7 +14,6 @@ checkpoint that was best on validation.
 A run can be killed at any moment; --resume continues it to the same parameters, bit for bit.
 """
 
-# ruff: noqa: E402
 from experiments import flags
 from experiments.fit.config import Config
 
@@ -28,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from experiments import run_folder
-from experiments.fit.continuation import check_corpus, refuse_changes
+from experiments.fit.continuation import PLACES, check_corpus, refuse_changes
 from experiments.fit.drawing import plot, plot_seeds
 from experiments.fit.loop import fit, make_evaluate
+from experiments.fit.progress import corpus_bar
 from experiments.recipes import describe_recipes
 from experiments.trained import load_run, restore_best
 from lm import model
@@ -56,10 +56,9 @@ def stored_config(config: Config) -> Config:
     stored = run_folder.read_config(folder, Config)
     default = Config.of_preset(config.recipe) if config.recipe else Config()
     refuse_changes(config, stored, default)
-    data_dir = config.data.data_dir  # a corpus may have moved
-    if data_dir == DataConfig().data_dir:
-        data_dir = stored.data.data_dir
-    data = dataclasses.replace(stored.data, data_dir=data_dir)
+    moved = {place: getattr(config.data, place) for place in PLACES}
+    given = {k: v for k, v in moved.items() if v != getattr(DataConfig(), k)}
+    data = dataclasses.replace(stored.data, **given)
     return dataclasses.replace(stored, run=config.run, data=data, resume=True)
 
 
@@ -68,12 +67,14 @@ def run_one(config: Config) -> Path:
     start = None
     if config.resume:
         folder = run_folder.require(config.run)
-        corpus = load_corpus(config.data, run_folder.read_vocabulary(folder))
+        with corpus_bar() as bar:
+            corpus = load_corpus(config.data, run_folder.read_vocabulary(folder), bar)
         check_corpus(folder, corpus)
         batches = make_batches(corpus.splits["train"], config.data, config.seed)
     else:
         trained = load_run(config.start) if config.start else None
-        corpus = load_corpus(config.data, trained and trained.vocabulary)
+        with corpus_bar() as bar:
+            corpus = load_corpus(config.data, trained and trained.vocabulary, bar)
         # Before there is a folder: a text that is too short is refused.
         batches = make_batches(corpus.splits["train"], config.data, config.seed)
         start = trained and trained.params

@@ -6,9 +6,12 @@ known beforehand, so they are guessed (from the end of the row before) and then 
 pass over all rows yields the true ends, and is repeated from them until no state moves. A
 recurrent model forgets its start, so one pass is the rule; `batch` passes are the limit, at
 which the result is exact whatever the model.
+
+What adapts to the text (`lm.neural_cache`, `lm.dynamic_evaluation`) must read it in order, one
+row: `cut_pieces` cuts it for their scans.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +20,13 @@ import numpy as np
 
 from lm import model
 from lm.config import ModelConfig
-from lm.data.batches import SentenceBatches
-from lm.data.vocabulary import END_ID
+from lm.data.batches import BUCKETS, cut_sentences, pad
+from lm.data.vocabulary import END_ID, Vocabulary
 from lm.loss import token_nats
 
 GUESS_TOKENS = 256  # tokens from the end of a row that the first guess of its end is made of
 STATE_TOLERANCE = 1e-5  # largest change of a state's entry that counts as none
+WHOLE = 2**31 - 1  # as a length: sentences stay in one piece
 
 Forward = Callable[[model.Params, model.Carry, Any, Any, Any], tuple[model.Carry, jax.Array]]
 
@@ -38,11 +42,50 @@ class Evaluation(NamedTuple):
     def perplexity(self) -> float:
         return perplexity(self.nats / self.tokens)
 
+    @property
+    def bits(self) -> float:
+        """Bits per token: per character where tokens are characters."""
+        return float(self.nats / self.tokens / np.log(2))
+
+
+class Pieces(NamedTuple):
+    """Where a text is cut: S steps of B pieces side by side."""
+
+    starts: np.ndarray  # [S, B], position of a piece's first token
+    lengths: np.ndarray  # [S, B], 0 where a row has ended
+    reset: np.ndarray  # bool [S, B]: start from the zero state
+
+
+class Segments(NamedTuple):
+    """The words of pieces. Host or device arrays, or one step of either."""
+
+    inputs: Any  # int32 [S, T, B]
+    targets: Any  # int32 [S, T, B], the token after each input
+    mask: Any  # bool [S, T, B]: a row's tokens stand first, padding after them
+    reset: Any  # bool [S, B]: start from the zero state
+
 
 def perplexity(nats: float) -> float:
     """exp(nats per token); inf where that is beyond a float."""
     with np.errstate(over="ignore"):
         return float(np.exp(nats))
+
+
+def count_characters(vocabulary: Vocabulary, tokens: np.ndarray) -> int:
+    """Characters of a text, for bits per character = total nats / ln 2 / characters.
+
+    A line's end is one character, and `<eos>` stands for it: so at the levels char and byte
+    every token is one, as the literature counts (text8 has no line ends; enwik8's are bytes as
+    others; PTB's characters have one `<eos>` a line). Words are counted as joined by single
+    spaces, `<unk>` with its own five letters, since what it stands for is not known.
+    """
+    if vocabulary.level in ("char", "byte"):
+        return len(tokens)
+    lengths = np.asarray([len(unit) + 1 for unit in vocabulary.units])  # a space after each
+    lengths[END_ID] = 0  # the line's end is in place of the last word's space
+    is_end = tokens == END_ID
+    empty_lines = is_end & np.concatenate([[True], is_end[:-1]])
+    return int(lengths[tokens].sum() + empty_lines.sum())
 
 
 def make_forward(config: ModelConfig) -> Forward:
@@ -83,6 +126,20 @@ def evaluate_stream(
       length: tokens a row and dispatch. Likewise.
       forward: from `make_forward`, to spare its compilation.
     """
+    nats, passes = stream_nats(config, params, tokens, batch=batch, length=length, forward=forward)
+    return Evaluation(float(nats.sum(dtype=np.float64)), len(tokens), passes)
+
+
+def stream_nats(
+    config: ModelConfig,
+    params: model.Params,
+    tokens: np.ndarray,
+    *,
+    batch: int = 16,
+    length: int = 64,
+    forward: Forward | None = None,
+) -> tuple[np.ndarray, int]:
+    """(nats of each token [N] in the order of the text, passes); as `evaluate_stream`."""
     forward = forward or make_forward(config)
     inputs, targets, mask = layout_rows(tokens, batch, length)
     rows = inputs.shape[1]
@@ -98,13 +155,13 @@ def evaluate_stream(
             guessed, _ = forward(params, guessed, inputs[part], targets[part], mask[part])
     starts = shift_rows(guessed, zero)
 
+    nats = np.zeros(inputs.shape, dtype)
     passes, moved = 0, np.inf
     while moved > STATE_TOLERANCE and passes < rows:
-        carry, total = starts, 0.0
+        carry = starts
         for k in range(0, inputs.shape[0], length):
             part = slice(k, k + length)
-            carry, nats = forward(params, carry, inputs[part], targets[part], mask[part])
-            total += float(np.asarray(nats, np.float64).sum())
+            carry, nats[part] = forward(params, carry, inputs[part], targets[part], mask[part])
         true_starts = shift_rows(carry, zero)
         moved = max(
             float(jnp.max(jnp.abs(a - b)))
@@ -112,7 +169,7 @@ def evaluate_stream(
         )
         starts = true_starts
         passes += 1
-    return Evaluation(total, len(tokens), passes)
+    return nats.T[mask.T], passes
 
 
 def evaluate_sentences(
@@ -127,16 +184,35 @@ def evaluate_sentences(
 
     Sentences are padded to buckets of like length; `batch` and padding change nothing.
     """
+    nats = sentence_nats(config, params, tokens, batch=batch, forward=forward)
+    return Evaluation(float(nats.sum(dtype=np.float64)), len(tokens), 1)
+
+
+def sentence_nats(
+    config: ModelConfig,
+    params: model.Params,
+    tokens: np.ndarray,
+    *,
+    batch: int = 16,
+    forward: Forward | None = None,
+) -> np.ndarray:
+    """Nats of each token [N] in the order of the text; as `evaluate_sentences`."""
     forward = forward or make_forward(config)
-    longest = int(np.diff(np.flatnonzero(np.append(tokens, END_ID) == END_ID), prepend=-1).max())
-    batches = SentenceBatches(tokens, batch, longest)
     zero = model.init_carry(config, batch, params.embedding.dtype)
-    total = 0.0
-    for step in range(batches.steps_per_epoch):
-        inputs, targets, mask, _ = batches.at(step)
-        _, nats = forward(params, zero, inputs, targets, mask)
-        total += float(np.asarray(nats, np.float64).sum())
-    return Evaluation(total, len(tokens), 1)
+    starts, lengths = cut_sentences(tokens, WHOLE)
+    sizes = np.asarray([*(b for b in BUCKETS if b < lengths.max()), lengths.max()])
+    buckets = sizes[np.searchsorted(sizes, lengths)]
+    nats = np.zeros(len(tokens), params.embedding.dtype)
+    for size in np.unique(buckets):
+        sentences = np.flatnonzero(buckets == size)
+        for k in range(0, len(sentences), batch):
+            rows = sentences[k : k + batch]
+            part = pad(tokens, starts[rows], lengths[rows], int(size), batch)
+            _, found = forward(params, zero, part.inputs, part.targets, part.mask)
+            columns = np.asarray(found).T
+            for row, column in zip(rows, columns, strict=False):
+                nats[starts[row] : starts[row] + lengths[row]] = column[: lengths[row]]
+    return nats
 
 
 def layout_rows(
@@ -161,3 +237,54 @@ def layout_rows(
 def shift_rows(carry: model.Carry, zero: model.Carry) -> model.Carry:
     """The state after row r - 1 as the state before row r; zero before row 0."""
     return jax.tree.map(lambda after, first: jnp.concatenate([first[:1], after[:-1]]), carry, zero)
+
+
+def cut_pieces(
+    tokens: np.ndarray, length: int, *, batch: int = 1, sentences: bool = False
+) -> Pieces:
+    """A text in pieces of at most `length` tokens, for a scan that reads it in order.
+
+    Args:
+      tokens: int32 [N].
+      batch: B, rows side by side: each a contiguous part of the text, from the zero state.
+      sentences: no piece goes over a sentence's end, and each sentence starts from the zero
+        state; else the state is carried from piece to piece.
+    """
+    if sentences:
+        starts, lengths = cut_sentences(tokens, length)
+        reset = (starts == 0) | (tokens[starts - 1] == END_ID)
+    else:
+        starts = np.arange(0, len(tokens), length)
+        lengths = np.minimum(length, len(tokens) - starts)
+        reset = starts == 0
+    steps = -(-len(starts) // batch)
+    spare = steps * batch - len(starts)
+    starts, lengths, reset = (
+        np.pad(a, (0, spare)).reshape(batch, steps).T for a in (starts, lengths, reset)
+    )
+    reset = reset.copy()
+    reset[0] = True
+    return Pieces(starts, lengths, reset)
+
+
+def read_pieces(tokens: np.ndarray, pieces: Pieces, length: int) -> Segments:
+    """The words of pieces of at most `length` tokens."""
+    position = np.arange(length)[:, None]
+    mask = position < pieces.lengths[:, None]  # [S, T, B]
+    at = np.where(mask, pieces.starts[:, None] + position, 0)
+    inputs = np.where(mask & (at > 0), tokens[at - 1], END_ID).astype(np.int32)
+    targets = np.where(mask, tokens[at], END_ID).astype(np.int32)
+    return Segments(inputs, targets, mask, pieces.reset)
+
+
+def read_blocks(tokens: np.ndarray, pieces: Pieces, length: int, most: int) -> Iterator[Segments]:
+    """Blocks of `most` segments; the last is filled up with padding, so that all have one shape."""
+    for k in range(0, len(pieces.reset), most):
+        part = Pieces(*(a[k : k + most] for a in pieces))
+        spare = [(0, most - len(part.reset)), (0, 0)]
+        yield read_pieces(tokens, Pieces(*(np.pad(a, spare) for a in part)), length)
+
+
+def reset_rows(reset: jax.Array, carry: model.Carry) -> model.Carry:
+    """The zero state in the rows that `reset` [B] names."""
+    return jax.tree.map(lambda s: jnp.where(reset[:, None], jnp.zeros_like(s), s), carry)

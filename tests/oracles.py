@@ -137,3 +137,157 @@ def model_nats(cell, params, tokens, targets):
             h = states[k]["h"]
         nats.append(cross_entropy(h, params["softmax_w"], params["softmax_b"], [target])[0])
     return np.asarray(nats)
+
+
+def torch_step(kind, p, at, x, h, c):
+    """One step of nn.LSTM, nn.GRU or nn.RNN as PyTorch 2 documents them; x [B, D], h and c [B, H].
+
+    kind: LSTM, GRU, RNN_TANH or RNN_RELU; at: what stands before and after a weight's name.
+    """
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    w_i, w_h, b_i, b_h = (np.asarray(p[at.format(name)], np.float64) for name in names)
+    n = h.shape[-1]
+    a, u = x @ w_i.T + b_i, h @ w_h.T + b_h
+    if kind == "LSTM":
+        i, f, g, o = (a[:, k * n : (k + 1) * n] + u[:, k * n : (k + 1) * n] for k in range(4))
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+    if kind == "GRU":
+        r = sigmoid(a[:, :n] + u[:, :n])
+        z = sigmoid(a[:, n : 2 * n] + u[:, n : 2 * n])
+        new = np.tanh(a[:, 2 * n :] + r * u[:, 2 * n :])
+        return (1 - z) * new + z * h, c
+    return (np.tanh(a + u) if kind == "RNN_TANH" else np.maximum(a + u, 0)), c
+
+
+def torch_logits(kind, p, layers, tokens, separate=False):
+    """Logits [T, B, V] of examples/word_language_model from the zero state; tokens [T, B].
+
+    separate: layers are modules of their own, as in AWD-LSTM.
+    """
+    ats = [f"rnns.{k}.{{}}_l0" if separate else f"rnn.{{}}_l{k}" for k in range(layers)]
+    sizes = [p[at.format("weight_hh")].shape[1] for at in ats]
+    states = [(np.zeros((tokens.shape[1], n)), np.zeros((tokens.shape[1], n))) for n in sizes]
+    out = []
+    for row in tokens:
+        h = np.asarray(p["encoder.weight"], np.float64)[row]
+        for k, at in enumerate(ats):
+            states[k] = torch_step(kind, p, at, h, *states[k])
+            h = states[k][0]
+        out.append(h @ np.asarray(p["decoder.weight"], np.float64).T + p["decoder.bias"])
+    return np.stack(out)
+
+
+def read_on(cell, params, states, tokens, targets):
+    """One row from given states: (states, h [N, H], nll of each token in nats)."""
+    hs, nats = [], []
+    for token, target in zip(tokens, targets, strict=True):
+        h = params["embedding"][token][None]
+        after = []
+        for layer, state in zip(params["layers"], states, strict=True):
+            after.append(STEPS[cell](layer, state, h))
+            h = after[-1]["h"]
+        states = after
+        hs.append(h[0])
+        nats.append(cross_entropy(h, params["softmax_w"], params["softmax_b"], [target])[0])
+    return states, np.asarray(hs), np.asarray(nats)
+
+
+def zero_states(cell, params):
+    sizes = [layer["w_h"].shape[0] for layer in params["layers"]]
+    return [{k: np.zeros((1, size)) for k in FIELDS[cell]} for size in sizes]
+
+
+def cache_nats(h, nats, words, window, theta, weight):
+    """Grave et al. 2016: each word from the `window` before it, one pair after another."""
+    out = []
+    for t, word in enumerate(words):
+        total, matching = 0.0, 0.0
+        for i in range(max(0, t - window), t):
+            likeness = np.exp(theta * (h[t] @ h[i]))
+            total += likeness
+            matching += likeness * (words[i] == word)
+        p = np.exp(-nats[t])
+        if t:
+            p = (1 - weight) * p + weight * matching / total
+        with np.errstate(divide="ignore"):
+            out.append(-np.log(p))
+    return np.asarray(out)
+
+
+def parameter_arrays(params):
+    """Every array of a model's parameters, to be changed in place; tied ones are one."""
+    arrays = [params["embedding"], params["softmax_b"]]
+    if params["softmax_w"].base is not params["embedding"]:
+        arrays.append(params["softmax_w"])
+    for layer in params["layers"]:
+        arrays += [layer["w_x"], layer["w_h"], layer["b"], *layer["vectors"]]
+    return arrays
+
+
+def segment_gradient(cell, params, rows):
+    """d(mean nats)/d(each array) of a batch of (states, tokens, targets), by differences."""
+
+    def loss():
+        nats = [read_on(cell, params, *row)[2] for row in rows]
+        return np.concatenate(nats).mean()
+
+    return [numeric_gradient(loss, array) for array in parameter_arrays(params)]
+
+
+def gradient_rms(cell, params, texts, bptt):
+    """Krause et al. 2018: sqrt of the mean square over batches. texts: (tokens, targets) a row."""
+    states = [zero_states(cell, params) for _ in texts]
+    squares, batches = [np.zeros_like(a) for a in parameter_arrays(params)], 0
+    for start in range(0, max(len(tokens) for tokens, _ in texts), bptt):
+        part = slice(start, start + bptt)
+        rows = [(s, x[part], y[part]) for s, (x, y) in zip(states, texts, strict=True)]
+        for total, g in zip(squares, segment_gradient(cell, params, rows), strict=True):
+            total += g**2
+        states = [read_on(cell, params, *row)[0] for row in rows]
+        batches += 1
+    return [np.sqrt(total / batches) for total in squares]
+
+
+def dynamic_nats(cell, params, tokens, targets, bptt, rate, decay, epsilon=0.0, rms=None):
+    """Krause et al. 2018, segment by segment; without `rms`, plain SGD. Changes `params`."""
+    trained = [a.copy() for a in parameter_arrays(params)]
+    mean = np.mean([a.mean() for a in rms]) if rms else None
+    states, out, hs = zero_states(cell, params), [], []
+    for start in range(0, len(tokens), bptt):
+        x, y = tokens[start : start + bptt], targets[start : start + bptt]
+        after, h, nats = read_on(cell, params, states, x, y)
+        grads = segment_gradient(cell, params, [(states, x, y)])
+        for k, (theta, g, first) in enumerate(
+            zip(parameter_arrays(params), grads, trained, strict=True)
+        ):
+            if rms:
+                back = np.minimum(decay * rms[k] / mean, 1.0)
+                theta += back * (first - theta) - rate * g / (rms[k] + epsilon)
+            else:
+                theta += decay * (first - theta) - rate * g
+        states = after
+        out.extend(nats)
+        hs.extend(h)
+    return np.asarray(out), np.asarray(hs)
+
+
+def truncated(scores, temperature, k, p, forbidden):
+    """Holtzman et al. 2020: the next token's distribution cut to the k likeliest, then to the
+    nucleus of mass p, token by token; ties in the order of ids; temperature 0: the first of the
+    likeliest."""
+    order = sorted((v for v in range(len(scores)) if v != forbidden), key=lambda v: (-scores[v], v))
+    order = order[: k or None]
+    chances = np.zeros(len(scores))
+    if temperature == 0:
+        chances[order[0]] = 1
+        return chances
+    best = scores[order[0]]
+    weights = [np.exp((scores[v] - best) / temperature) for v in order]
+    total, mass = sum(weights), 0.0
+    for v, weight in zip(order, weights, strict=True):
+        if mass >= p and p < 1:
+            break
+        chances[v] = weight
+        mass += weight / total
+    return chances / chances.sum()

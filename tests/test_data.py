@@ -1,6 +1,7 @@
 """Text to tokens to batches."""
 
 import gzip
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from lm.config import DataConfig
 from lm.data import text
 from lm.data.batches import SentenceBatches, StreamBatches, cut_sentences
-from lm.data.corpus import CORPORA, load_corpus
+from lm.data.corpus import CORPORA, load_corpus, look_for
+from lm.data.stream import cut_at_bytes, read_blocks, underscore
 from lm.data.vocabulary import END_ID, UNKNOWN_ID, build_vocabulary
 
 WORDS = [["the", "cat", "sat"], ["the", "dog"], [], ["the", "cat"]]
@@ -175,11 +177,17 @@ def test_austen_is_shipped_and_whole():
     ("name", "vocabulary", "tokens"),
     [
         ("ptb", 10_000, (929_589, 73_760, 82_430)),
+        ("ptb-char", 51, (5_017_482, 393_042, 442_423)),
         ("wikitext-2", 33_278, (2_088_628, 217_646, 245_569)),
+        ("wikitext-103", 267_735, (103_227_021, 217_646, 245_569)),
+        ("text8", 29, (90_000_001, 5_000_001, 5_000_001)),  # 27 characters, <unk>, <eos>
     ],
 )
 def test_published_counts(name, vocabulary, tokens, data_dir):
-    """Counts of Zaremba et al. 2014 and Merity et al. 2016."""
+    """Counts of Zaremba et al. 2014, Mikolov et al. 2012 and Merity et al. 2016."""
+    source = CORPORA[name]
+    if not look_for(source, data_dir):
+        pytest.skip(f"{name} is not at {data_dir}")
     corpus = load_corpus(DataConfig(corpus=name, data_dir=str(data_dir)))
     assert len(corpus.vocabulary) == vocabulary
     assert tuple(len(corpus.splits[s]) for s in ("train", "valid", "test")) == tokens
@@ -255,8 +263,68 @@ def test_unknown_corpora_are_named(name):
 def test_a_named_corpus_must_be_the_published_one(tmp_path):
     (tmp_path / "ptb").mkdir()
     for split in ("train", "valid", "test"):
-        (tmp_path / CORPORA["ptb"].files[split]).write_text("not the published text\n")
+        (tmp_path / CORPORA["ptb"].files[split][0]).write_text("not the published text\n")
     with pytest.raises(ValueError, match="sha256"):
         load_corpus(DataConfig(corpus="ptb", data_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="--data_dir"):
         load_corpus(DataConfig(corpus="ptb", data_dir=str(tmp_path / "elsewhere")))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("ptb", "penn/{split}.txt"),
+        ("ptb", "simple-examples/data/ptb.{split}.txt"),
+        ("ptb", "ptb.{split}.txt.gz"),
+        ("wikitext-2", "wikitext-2/wiki.{split}.tokens"),
+    ],
+)
+def test_layouts_that_corpora_are_found_in(tmp_path, data_dir, name, layout):
+    source = CORPORA[name]
+    for split, files in source.files.items():
+        path = tmp_path / layout.format(split=split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = (data_dir / files[0]).read_bytes()
+        path.write_bytes(gzip.compress(raw, 1) if path.suffix == ".gz" else raw)
+    found = look_for(source, tmp_path)
+    assert found.keys() == source.files.keys()
+    for split, part in found.items():
+        whole = "".join(read_blocks(part))  # which checks the digest
+        assert whole == (data_dir / source.files[split][0]).read_text()
+    (tmp_path / layout.format(split="valid")).unlink()
+    assert not look_for(source, tmp_path)
+
+
+def test_an_archive_of_ptb_is_read(tmp_path, data_dir):
+    with tarfile.open(tmp_path / "simple-examples.tgz", "w:gz", compresslevel=1) as archive:
+        for split in ("train", "valid", "test"):
+            name = f"ptb.{split}.txt"
+            archive.add(data_dir / "ptb" / name, f"./simple-examples/data/{name}")
+    found = load_corpus(DataConfig(corpus="ptb", data_dir=str(tmp_path)))
+    assert len(found.splits["train"]) == 929_589
+    assert [p.name for p in tmp_path.iterdir()] == ["simple-examples.tgz"]
+
+
+@given(st.lists(st.sampled_from(["a", "b c", " ", "\n", " \n ", "\n\n"]), min_size=1, max_size=20))
+def test_underscored_lines(pieces):
+    """Mikolov's characters of PTB: lines stripped, `_` for a space, wherever blocks are cut."""
+    lines = "".join(pieces).split("\n")
+    assert "".join(underscore(pieces)) == "\n".join(x.strip().replace(" ", "_") for x in lines)
+
+
+@settings(max_examples=50)
+@given(st.text("aé漢", min_size=1, max_size=30), st.integers(1, 20), st.integers(1, 20))
+def test_a_text_cut_at_bytes_keeps_its_characters(whole, first, second):
+    cut = list(cut_at_bytes([whole[:3], whole[3:]], (first, second), "utf-8"))
+    assert "".join(block for _, block in cut) == whole
+    train = "".join(block for split, block in cut if split == "train").encode()
+    assert len(train) <= first
+    assert first - len(train) < 3 or train == whole.encode()
+
+
+@pytest.mark.parametrize("name", ["text8", "enwik8"])
+def test_the_last_ten_million_are_valid_and_test(name):
+    assert CORPORA[name].cut == (90_000_000, 5_000_000)
+    blocks = ["a" * 30_000_000] * 3 + ["b" * 5_000_000 + "c" * 5_000_000]
+    found = dict(cut_at_bytes(blocks, CORPORA[name].cut, "utf-8"))
+    assert (found["valid"], found["test"]) == ("b" * 5_000_000, "c" * 5_000_000)

@@ -7,6 +7,8 @@ from typing import Any
 from experiments import run_folder
 from lm.data.corpus import Corpus
 
+PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a corpus may have moved
+
 
 def refuse_changes(given: Any, stored: Any, default: Any) -> None:
     """A resumed run keeps its options: one that differs from it and from the default was meant."""
@@ -14,7 +16,7 @@ def refuse_changes(given: Any, stored: Any, default: Any) -> None:
         values = [getattr(config, field.name) for config in (given, stored, default)]
         if dataclasses.is_dataclass(values[0]):
             refuse_changes(*values)
-        elif values[0] not in values[1:] and field.name not in ("run", "resume", "data_dir"):
+        elif values[0] not in values[1:] and field.name not in ("run", "resume", *PLACES):
             raise ValueError(
                 f"{field.name} is {values[0]}, but the run was made with {values[1]} and goes on "
                 "with it; leave the flag out, or start a new run"

@@ -1,8 +1,9 @@
 """What a training run says while it runs: a bar, JSON lines, TensorBoard."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,29 @@ from tqdm import tqdm
 
 from experiments.run_folder import MetricsLog
 from lm.evaluate import perplexity
+
+
+@contextlib.contextmanager
+def corpus_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for `load_corpus`, of each thing that it does, in bytes."""
+    bars: dict[str, Any] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            close()
+            bars[what] = tqdm(
+                total=total or None, desc=what, unit="B", unit_scale=True, dynamic_ncols=True
+            )
+        bars[what].update(done - bars[what].n)
+
+    def close() -> None:
+        for bar in bars.values():
+            bar.close()
+
+    try:
+        yield show
+    finally:
+        close()
 
 
 class Progress:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,20 +64,28 @@ class Vocabulary:
 def build_vocabulary(
     sentences: Iterable[Sequence[str]], level: str, min_count: int = 1, max_size: int = 0
 ) -> Vocabulary:
-    """Count the units of the training split.
+    """Count the units of the training split and keep the frequent ones; as `rank_units`."""
+    counts: Counter[str] = Counter()
+    for sentence in sentences:
+        counts.update(sentence)
+    return rank_units(counts, level, min_count, max_size)
+
+
+def rank_units(
+    counts: Mapping[str, int], level: str, min_count: int = 1, max_size: int = 0
+) -> Vocabulary:
+    """The vocabulary of units that were counted, by falling frequency.
 
     Args:
+      counts: unit -> occurrences in the training split; `<unk>` and `<eos>` are passed over.
       min_count: occurrences a unit needs.
       max_size: V at most, specials counted; 0: no limit.
 
     Raises:
       ValueError: if no unit is left.
     """
-    counts: Counter[str] = Counter()
-    for sentence in sentences:
-        counts.update(sentence)
-    del counts[UNKNOWN], counts[END]
-    ranked = sorted(counts, key=lambda unit: (-counts[unit], unit))
+    units = counts.keys() - {UNKNOWN, END}
+    ranked = sorted(units, key=lambda unit: (-counts[unit], unit))
     kept = [unit for unit in ranked if counts[unit] >= min_count]
     if max_size:
         kept = kept[: max(0, max_size - 2)]

@@ -1,0 +1,1 @@
+"""Models to and from other libraries: PyTorch's names, vocabularies, safetensors files."""
