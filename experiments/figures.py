@@ -38,6 +38,10 @@ STYLE: dict[str, Any] = {
 }
 
 
+# What an optimizer is called on figures.
+RULES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp"}
+
+
 def colour(cell: str, index: int = 0) -> str:
     """The colour of a cell; cells without one of their own take the next free."""
     return COLOURS.get(cell, OTHER_COLOURS[index % len(OTHER_COLOURS)])
@@ -76,7 +80,8 @@ def label_log10(axis: Any) -> None:
     low, high = limits_of_lines(axis)
     if high - low > 3:
         step = max(1, int(np.ceil((high - low) / 9)))
-        powers = [p for p in range(int(np.ceil(low)), int(np.floor(high)) + 1) if p % step == 0]
+        first = int(np.ceil(low / step)) * step  # no search: a diverged run spans 10^25 powers
+        powers = range(first, int(np.floor(high)) + 1, step)
         axis.set_yticks(powers, [f"$10^{{{power}}}$" for power in powers])
     else:
         decades = range(int(np.floor(low)), int(np.ceil(high)) + 1)

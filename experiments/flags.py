@@ -7,6 +7,8 @@ Config, so what the dataclasses check is checked for the command line too.
 A Config whose class attribute `preset` names a field has, for a value of that flag, the defaults
 of `Config.of_preset(value)`: flags that are given override them.
 
+A Config with a field `given` finds in it the names of the flags that were typed.
+
 A Config whose class attribute `rest` names a field takes what is no flag into that field: a
 tuple of texts item by item, a text as one, joined by spaces.
 """
@@ -70,6 +72,8 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
         fail(program, f"{rest[0]!r} is no flag; wanted --name=value, as --help shows")
     try:
         config = build(defaults, values)
+        if "given" in {field.name for field in dataclasses.fields(typing.cast(Any, config))}:
+            config = dataclasses.replace(typing.cast(Any, config), given=typed(values))
         return take_rest(config, rest_field, rest) if rest else config
     except ValueError as error:
         fail(program, f"{error} (--help shows every flag)")
@@ -84,6 +88,11 @@ def read_flags(
     flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
     define(values, defaults, omit)
     return values, values([program, *arguments])[1:]
+
+
+def typed(values: flags.FlagValues) -> tuple[str, ...]:
+    """The flags that stood on the command line."""
+    return tuple(sorted(name for name in values if values[name].present))
 
 
 def names(defaults: Any, omit: tuple[str, ...]) -> set[str]:
@@ -139,11 +148,13 @@ def build(defaults: Config, values: flags.FlagValues) -> Config:
         kind, default = types[field.name], getattr(defaults, field.name)
         if dataclasses.is_dataclass(kind):
             given[field.name] = build(default, values)
+        elif field.name not in values:
+            continue
         elif isinstance(default, tuple):
             item = typing.get_args(kind)[0]
             texts = values[field.name].value or []
             given[field.name] = tuple(convert(field.name, text, item) for text in texts)
-        elif field.name in values:
+        else:
             given[field.name] = values[field.name].value
     return dataclasses.replace(typing.cast(Any, defaults), **given)
 

@@ -21,23 +21,26 @@ if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import run_folder
-from experiments.fit.continuation import PLACES, check_corpus, refuse_changes
+from experiments.fit.continuation import PLACES, check_corpus, check_start, refuse_changes
 from experiments.fit.drawing import plot, plot_seeds
+from experiments.fit.idle import refuse_idle, refuse_lost_start
 from experiments.fit.loop import fit, make_evaluate
 from experiments.fit.progress import corpus_bar
-from experiments.recipes import describe_recipes
+from experiments.fit.signals import StopOnSignal
+from experiments.recipes import describe_recipes, load_recipe
 from experiments.trained import load_run, restore_best
 from lm import model
 from lm.checkpoint import Checkpoints
-from lm.config import DataConfig
 from lm.data.batches import make_batches
 from lm.data.corpus import load_corpus
+from lm.train import NotFiniteError
 
 
 def run(config: Config) -> Path | None:
@@ -47,106 +50,136 @@ def run(config: Config) -> Path | None:
         return None
     if config.resume:
         config = stored_config(config)
-    return run_seeds(config) if config.seeds > 1 else run_one(config)
+    else:
+        refuse_idle(config)
+        if config.recipe:
+            refuse_lost_start(config, load_recipe(config.recipe))
+    with StopOnSignal() as stop:
+        return run_seeds(config, stop) if config.seeds > 1 else run_one(config, stop)
 
 
 def stored_config(config: Config) -> Config:
-    """The options of the run to go on with; those given beside --resume must be the same."""
-    folder = run_folder.require(config.run)
-    stored = run_folder.read_config(folder, Config)
-    default = Config.of_preset(config.recipe) if config.recipe else Config()
-    refuse_changes(config, stored, default)
-    moved = {place: getattr(config.data, place) for place in PLACES}
-    given = {k: v for k, v in moved.items() if v != getattr(DataConfig(), k)}
-    data = dataclasses.replace(stored.data, **given)
+    """The options of the run to go on with; those typed beside --resume must be the same."""
+    stored = run_folder.read_config(run_folder.require(config.run), Config)
+    refuse_changes(config, stored)
+    places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
+    data = dataclasses.replace(stored.data, **places)
     return dataclasses.replace(stored, run=config.run, data=data, resume=True)
 
 
-def run_one(config: Config) -> Path:
+def run_one(config: Config, stop: StopOnSignal) -> Path:
     """One run in a folder of its own."""
-    start = None
-    if config.resume:
-        folder = run_folder.require(config.run)
-        with corpus_bar() as bar:
-            corpus = load_corpus(config.data, run_folder.read_vocabulary(folder), bar)
+    folder = run_folder.require(config.run) if config.resume else None
+    trained = load_run(config.start) if config.start and not has_checkpoint(folder) else None
+    vocabulary = trained.vocabulary if trained else None
+    if folder:
+        vocabulary = run_folder.read_vocabulary(folder)
+    with corpus_bar() as bar:
+        corpus = load_corpus(config.data, vocabulary, bar)
+    # Before there is a folder: a text that is too short, and another model to start from.
+    batches = make_batches(corpus.splits["train"], config.data, config.seed)
+    if trained:
+        check_start(trained, config.model)
+    if folder:
         check_corpus(folder, corpus)
-        batches = make_batches(corpus.splits["train"], config.data, config.seed)
     else:
-        trained = load_run(config.start) if config.start else None
-        with corpus_bar() as bar:
-            corpus = load_corpus(config.data, trained and trained.vocabulary, bar)
-        # Before there is a folder: a text that is too short is refused.
-        batches = make_batches(corpus.splits["train"], config.data, config.seed)
-        start = trained and trained.params
         folder = run_folder.create(config.run, "train")
         run_folder.write_vocabulary(folder, corpus.vocabulary)
         stored = dataclasses.replace(config, run=str(folder))
         run_folder.write_start(folder, stored, {"name": corpus.name, "sha256": corpus.sha256})
     evaluate = make_evaluate(config, corpus)
+    start = trained.params if trained else None
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        state, finished = fit(config, corpus, batches, folder, checkpoints, evaluate, start)
+        last, finished = fit(config, corpus, batches, folder, checkpoints, evaluate, stop, start)
         if not finished:
             again = f"./launch.sh train --run={folder} --resume"
-            print(f"stopped at step {int(state.step)}; go on with: {again}")
+            print(f"stopped at step {int(last.step)}; go on with: {again}")
             return folder
-        last = int(state.step)
-        state = restore_best(checkpoints, state)
+        state = restore_best(checkpoints, last)
     rows = {split: evaluate(state.evaluated_params, split) for split in ("valid", "test")}
-    results = {
-        "step": int(state.step),
-        "last_step": last,
-        "parameters": model.count_parameters(state.params),
-        **{
-            split: row._asdict() | {"perplexity": row.perplexity, "bits": row.bits}
-            for split, row in rows.items()
-        },
-    }
-    run_folder.write_json(folder / "results.json", results)
     paths = plot(folder)
+    run_folder.write_json(  # last: it is what says that the run is whole
+        folder / "results.json",
+        {
+            "step": int(state.step),
+            "last_step": int(last.step),
+            "parameters": model.count_parameters(state.params),
+            **{
+                split: row._asdict() | {"perplexity": row.perplexity, "bits": row.bits}
+                for split, row in rows.items()
+            },
+        },
+    )
     chars = corpus.vocabulary.level in ("char", "byte")
     for split, row in rows.items():
         bits = f"   {row.bits:.3f} bits per {corpus.vocabulary.level}" if chars else ""
         print(f"{split:6} perplexity {row.perplexity:8.2f}{bits}   ({row.tokens:,} tokens)")
-    if int(state.step) != last:
-        print(f"of step {int(state.step)}, the best on validation; the last is {last}")
+    if int(state.step) != int(last.step):
+        print(f"of step {int(state.step)}, the best on validation; the last is {int(last.step)}")
     print(f"run: {folder}    figure: {paths[0]}")
     return folder
 
 
-def run_seeds(config: Config) -> Path:
-    """The same run with several seeds, each in a folder below one; mean and sd of the results."""
+def has_checkpoint(folder: Path | None) -> bool:
+    """Whether a run can go on without the one that it started from."""
+    return folder is not None and any(
+        path.name.isdigit() for path in (folder / "checkpoints").glob("*")
+    )
+
+
+def run_seeds(config: Config, stop: StopOnSignal) -> Path:
+    """The same run with several seeds, each in a folder below one; mean and sd of the results.
+
+    A seed that diverges is said and counted, and the others go on.
+    """
     if config.resume:
         folder = run_folder.require(config.run)
     else:
         folder = run_folder.create(config.run, "train")
         run_folder.write_start(folder, dataclasses.replace(config, run=str(folder)), {})
+    diverged, texts = [], set()
     seeds = range(config.seed, config.seed + config.seeds)
     for seed in seeds:
         child = folder / f"seed-{seed}"
-        if (child / "results.json").exists():
-            continue
-        one = dataclasses.replace(config, seed=seed, seeds=1, run=str(child))
-        print(f"seed {seed}, {seed - config.seed + 1} of {config.seeds}: {child}")
-        run_one(dataclasses.replace(one, resume=(child / "config.json").exists()))
         if not (child / "results.json").exists():
+            one = dataclasses.replace(config, seed=seed, seeds=1, run=str(child))
+            print(f"seed {seed}, {seed - config.seed + 1} of {config.seeds}: {child}")
+            try:
+                run_one(dataclasses.replace(one, resume=(child / "config.json").exists()), stop)
+            except NotFiniteError as error:
+                print(f"seed {seed} diverged at {error}", file=sys.stderr)
+                diverged.append(seed)
+                continue
+        texts.add(run_folder.read_json(child / "versions.json")["corpus"]["sha256"])
+        if len(texts) > 1:
+            raise ValueError(f"corpus {config.data.corpus} changed between seeds; start a new run")
+        if stop.asked:
             print(f"go on with all seeds: ./launch.sh train --run={folder} --resume")
             return folder
-    results = [run_folder.read_json(folder / f"seed-{seed}" / "results.json") for seed in seeds]
-    summary: dict[str, Any] = {"seeds": list(seeds)}
-    for split in ("valid", "test"):
-        found = np.asarray([float(result[split]["perplexity"]) for result in results])
-        summary[split] = {
-            "perplexities": found.tolist(),
-            "perplexity": float(found.mean()),
-            "sd": float(found.std(ddof=1)),
-        }
-        each = ", ".join(f"{value:.2f}" for value in found)
-        mean, sd = summary[split]["perplexity"], summary[split]["sd"]
-        print(f"{split:6} perplexity {mean:8.2f}, sd {sd:.2f} over {config.seeds} seeds ({each})")
+    summary = summarise_seeds(folder, [seed for seed in seeds if seed not in diverged], diverged)
     run_folder.write_json(folder / "results.json", summary)
     paths = plot_seeds(folder)
     print(f"runs: {folder}    figure: {paths[0]}")
     return folder
+
+
+def summarise_seeds(folder: Path, seeds: list[int], diverged: list[int]) -> dict[str, Any]:
+    """Mean and standard deviation of the seeds' perplexities, printed too.
+
+    Raises:
+      ValueError: every seed diverged.
+    """
+    if not seeds:
+        raise ValueError("every seed diverged; lower learning_rate or clip")
+    results = [run_folder.read_json(folder / f"seed-{seed}" / "results.json") for seed in seeds]
+    summary: dict[str, Any] = {"seeds": seeds, "diverged_seeds": diverged}
+    for split in ("valid", "test"):
+        found = np.asarray([float(result[split]["perplexity"]) for result in results])
+        mean, sd = float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0
+        summary[split] = {"perplexities": found.tolist(), "perplexity": mean, "sd": sd}
+        each = ", ".join(f"{value:.2f}" for value in found)
+        print(f"{split:6} perplexity {mean:8.2f}, sd {sd:.2f} over {len(found)} seeds ({each})")
+    return summary
 
 
 if __name__ == "__main__":

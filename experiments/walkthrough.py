@@ -83,6 +83,7 @@ import shutil
 import numpy as np
 
 from experiments import run_folder, train
+from experiments.fit.signals import StopOnSignal
 from experiments.flow.table import UNITS, forget_gate_start
 from experiments.trained import Trained, load_run
 from experiments.walk import drawing, text
@@ -155,17 +156,17 @@ def train_now(config: Config, cell: str, folder: Path) -> Trained:
       KeyboardInterrupt: it was asked to stop before its last step.
     """
     print(f"training: {CELLS[cell].name} on {config.data.corpus}", flush=True)
-    made = train.run_one(
-        train.Config(
-            epochs=config.epochs,
-            steps=config.steps,
-            seed=config.seed,
-            run=str(folder / cell),
-            data=config.data,
-            model=dataclasses.replace(config.model, cell=cell),
-            optim=config.optim,
-        )
+    options = train.Config(
+        epochs=config.epochs,
+        steps=config.steps,
+        seed=config.seed,
+        run=str(folder / cell),
+        data=config.data,
+        model=dataclasses.replace(config.model, cell=cell),
+        optim=config.optim,
     )
+    with StopOnSignal() as stop:
+        made = train.run_one(options, stop)
     if not (made / "results.json").exists():
         raise KeyboardInterrupt
     return load_run(str(made))
@@ -265,12 +266,12 @@ def describe_model(
         "cell": cell,
         "run": str(trained.folder),
         "vocabulary": len(trained.vocabulary),
-        "hidden_size": trained.config.model.hidden_size,
+        "hidden_size": trained.config.model.layer_sizes[-1],
         "layers": trained.config.model.layers,
         "forget_bias": forget_gate_start({"cell": cell, "model": vars(trained.config.model)})
         or None,
         "input_scale": trained.config.model.input_scale,
-        "uniform": trained.config.model.init_range if trained.config.model.init == "uniform" else 0,
+        "uniform": trained.config.model.init_range if trained.config.model.init != "scaled" else 0,
         "parameters": model.count_parameters(trained.params),
         "tokens": len(reading.nats),
         "unknown": int(np.sum(sentence.targets == UNKNOWN_ID)),

@@ -94,8 +94,8 @@ class Checkpoints:
         if best is not None:
             try:
                 return _read(self._best, best, template)
-            except Exception:
-                pass
+            except Exception:  # of many kinds, as above
+                return self.restore(template)
         return self.restore(template)
 
     def __enter__(self) -> "Checkpoints":

@@ -294,3 +294,8 @@ class OptimConfig:
             raise ValueError(
                 f"momentum is {self.momentum} with optimizer={self.optimizer}; wanted sgd"
             )
+        if self.early_stop and self.averaging == "triggered":
+            raise ValueError(
+                "early_stop stops at the evaluation at which averaging=triggered begins; wanted "
+                "averaging none or always with it"
+            )

@@ -69,6 +69,7 @@ def observe(
 ) -> tuple[Monitor, Average | None]:
     """Take in one validation loss, nats per token."""
     loss = jnp.asarray(loss, jnp.float32)
+    loss = jnp.where(jnp.isnan(loss), jnp.inf, loss)  # the worst there is
     rate = monitor.rate
     if config.schedule == "plateau":
         rate = jnp.where(loss < monitor.best, rate, rate * config.decay)
@@ -89,10 +90,15 @@ def take_in(average: Average | None, params: Any) -> Average | None:
     """The average with the parameters after one more step, if averaging has begun."""
     if average is None:
         return None
-    steps = average.steps + average.on.astype(jnp.int32)
-    weight = jnp.where(average.on, 1 / jnp.maximum(steps, 1).astype(jnp.float32), 0)
-    mean = jax.tree.map(lambda m, p: m + (p - m) * weight.astype(p.dtype), average.params, params)
-    return Average(average.on, steps, mean)
+
+    def with_these(average: Average) -> Average:
+        steps = average.steps + 1
+        mean = jax.tree.map(
+            lambda m, p: m + (p - m) / steps.astype(p.dtype), average.params, params
+        )
+        return Average(average.on, steps, mean)
+
+    return jax.lax.cond(average.on, with_these, lambda same: same, average)
 
 
 def averaged(average: Average | None, params: Any) -> Any:

@@ -7,6 +7,7 @@ probability `rate` and 1 / (1 - rate) otherwise: what is masked keeps its mean.
     variational   m [1, B, D]    one mask for all steps of a row (Gal & Ghahramani 2016)
     independent   m [T, B, D]    a fresh one each step (Zaremba et al. 2014)
     words         m [V]          whole words of the embedding (Gal & Ghahramani 2016)
+    state         m [B, H]       h_{t-1} before the recurrent product, all steps (the same)
     weights       m [H, K]       recurrent weights, for the whole batch (Wan et al. 2013)
 
 Sources: Zaremba, Sutskever & Vinyals 2014 (arXiv:1409.2329); Gal & Ghahramani 2016

@@ -134,6 +134,8 @@ def test_resume_refuses_another_text_and_other_options(book, tmp_path):
     flags = [f"--corpus={copy}", f"--run={tmp_path / 'r'}", "--steps=4", *TINY]
     assert run("train", *flags).returncode == 0
     done = run("train", f"--run={tmp_path / 'r'}", "--resume", "--learning_rate=3")
-    assert_one_line(done, "learning_rate is 3.0", "made with 0.0")
+    assert_one_line(done, "learning_rate is 3.0", "made with none")
+    done = call("train", f"--run={tmp_path / 'r'}", "--resume", "--recipe=zaremba_small")
+    assert_one_line(done, "recipe is zaremba_small", "made with none")
     copy.write_text(book.read_text().replace("cat", "dog"))
     assert_one_line(run("train", f"--run={tmp_path / 'r'}", "--resume"), "has changed")

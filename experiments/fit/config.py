@@ -21,6 +21,7 @@ class Config:
     """Options of train."""
 
     preset: ClassVar[str] = "recipe"  # names the options that the others start from
+    omit: ClassVar[tuple[str, ...]] = ("given",)  # no flag
 
     recipe: str = option(
         "",
@@ -44,16 +45,19 @@ class Config:
     log_gradient_flow: bool = option(
         False,
         "log and draw how far back the gradient reaches, through training; with "
-        "batching=sentences of one loss on validation text only, since positions in padded rows "
-        "have nothing in common",
+        "batching=sentences or random_length of one loss on validation text only, since positions "
+        "in padded rows have nothing in common",
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     regularize: RegularizeConfig = RegularizeConfig()
     optim: OptimConfig = OptimConfig(schedule="cosine")
+    given: tuple[str, ...] = option((), "names of the options that were typed")
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.seed + self.seeds > 2**31:
+            raise ValueError(f"seed is {self.seed} with {self.seeds} seeds; wanted all below 2^31")
         if self.resume and not self.run:
             raise ValueError("resume needs --run=FOLDER, the run to go on with")
         if self.regularize.dropout_hidden and self.model.layers == 1:

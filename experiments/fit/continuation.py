@@ -5,21 +5,43 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run_folder
+from experiments.fit.config import Config
+from experiments.trained import Trained
+from lm.config import ModelConfig
 from lm.data.corpus import Corpus
 
 PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a corpus may have moved
 
 
-def refuse_changes(given: Any, stored: Any, default: Any) -> None:
-    """A resumed run keeps its options: one that differs from it and from the default was meant."""
-    for field in dataclasses.fields(stored):
-        values = [getattr(config, field.name) for config in (given, stored, default)]
-        if dataclasses.is_dataclass(values[0]):
-            refuse_changes(*values)
-        elif values[0] not in values[1:] and field.name not in ("run", "resume", *PLACES):
+def refuse_changes(given: Config, stored: Config) -> None:
+    """A resumed run keeps its options: one that was typed must be what it was made with."""
+    typed, made = flat(given), flat(stored)
+    for name in given.given:
+        if name in typed and name not in ("run", "resume", *PLACES) and typed[name] != made[name]:
             raise ValueError(
-                f"{field.name} is {values[0]}, but the run was made with {values[1]} and goes on "
-                "with it; leave the flag out, or start a new run"
+                f"{name} is {typed[name] or 'empty'}, but the run was made with "
+                f"{made[name] or 'none'} and goes on with it; leave the flag out, or start a new "
+                "run"
+            )
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Option -> value, those of nested dataclasses too."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        found.update(flat(value) if dataclasses.is_dataclass(value) else {field.name: value})
+    return found
+
+
+def check_start(trained: Trained, network: ModelConfig) -> None:
+    """Raise ValueError where a run to start from has another model."""
+    for name in ("cell", "layer_sizes", "embedding_size", "tied"):
+        found, wanted = getattr(trained.config.model, name), getattr(network, name)
+        if found != wanted:
+            raise ValueError(
+                f"start {trained.folder} has {name} {found}, the options say {wanted}; wanted the "
+                "same model"
             )
 
 

@@ -20,7 +20,7 @@ def plot(folder: Path) -> list[Path]:
     valid = [(line["step"], np.log10(float(line["valid"]))) for line in lines if line.get("valid")]
     axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.6, label="training")
     axis.plot(*zip(*valid, strict=True), "o-", color="#000000", label="validation, whole text")
-    rule = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSProp"}[stored["optim"]["optimizer"]]
+    rule = figures.RULES[stored["optim"]["optimizer"]]
     axis.set(
         title=f"{CELLS[cell].name} on {Path(corpus).name}, {rule}",
         xlabel="step",
@@ -63,11 +63,12 @@ def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Pa
     logged = [line for line in lines if "log10_lag" in line]
     picked = np.unique(np.linspace(0, len(logged) - 1, 6).round().astype(int))
     stream = stored["data"]["batching"] == "stream"
-    figure, axes = figures.new_figure(2 if stream else 1, width=12 if stream else 8)
+    positions = any("log10_delta" in line for line in logged)
+    figure, axes = figures.new_figure(2 if positions else 1, width=12 if positions else 8)
     for shade, line in zip(figures.shades(len(picked)), [logged[k] for k in picked], strict=True):
         style: dict[str, Any] = {"color": shade, "linewidth": 2, "label": f"step {line['step']:,}"}
         axes[0].plot([float(norm) for norm in line["log10_lag"][-1]], **style)
-        if stream and "log10_delta" in line:  # not before the first step
+        if "log10_delta" in line:  # not before the first step
             axes[1].plot([float(norm) for norm in line["log10_delta"][-1]], **style)
     length = stored["data"]["length"]
     beyond = " beyond truncated BPTT" if stream else " beyond the longest row of training"
@@ -80,7 +81,7 @@ def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Pa
         xlabel="lag: tokens before the last",
         ylabel=r"$\Vert\partial L_T / \partial h_{T-\mathrm{lag}}\Vert$",
     )
-    if stream:
+    if positions:
         axes[1].set(
             title="All losses of a chunk, as training sends them back",
             xlabel="tokens before the end of the chunk",
@@ -92,7 +93,7 @@ def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Pa
     name = CELLS[stored["model"]["cell"]].name
     called = f"How far back the gradient of the {name} reaches, through training"
     figure.suptitle(called, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
-    means = "stretches (left) and steps (right); before clipping" if stream else "stretches"
+    means = "stretches (left) and steps (right); before clipping" if positions else "stretches"
     text = f"top layer; geometric means over {means}; {describe_start(stored['model'])}"
     figure.supxlabel(text, fontsize=8.5, color="#555555")
     return figures.save(figure, folder / "figures", "gradient_flow")

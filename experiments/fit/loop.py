@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,13 @@ from lm.train import NotFiniteError, TrainState, init_state, make_block, run_blo
 Evaluate = Callable[[model.Params, str], Evaluation]  # (parameters, split)
 
 
+class Fitted(NamedTuple):
+    """How training ended."""
+
+    state: TrainState
+    finished: bool  # by its last step or by stopping early, not by a signal
+
+
 def fit(
     config: Config,
     corpus: Corpus,
@@ -34,12 +41,14 @@ def fit(
     folder: Path,
     checkpoints: Checkpoints,
     evaluate: Evaluate,
+    stop: StopOnSignal,
     start: model.Params | None = None,
-) -> tuple[TrainState, bool]:
-    """Train to the last step, or until a signal asks to stop: (state, finished).
+) -> Fitted:
+    """Train to the last step, or until a signal asks to stop.
 
     Args:
       evaluate: from `make_evaluate`.
+      stop: open; asked between dispatches.
       start: parameters to begin with, in place of drawn ones.
 
     Raises:
@@ -54,10 +63,8 @@ def fit(
         len(corpus.vocabulary),
         batches.batch_size,
     )
-    if start is not None:
-        check_start(start, state.params)
-        state = state.replace(params=jax.tree.map(jnp.array, start))  # type: ignore[attr-defined]
-    if checkpoints.steps():
+    resumed = bool(checkpoints.steps())
+    if resumed:
         state = restore_last(checkpoints, state)
     rate = fitting_rate(config.optim, CELLS[config.model.cell].learning_rate)
     hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
@@ -71,50 +78,69 @@ def fit(
     )
     measure = make_measure_lags(config, corpus) if config.log_gradient_flow else None
     begun = bool(MetricsLog.read(folder / "metrics.jsonl"))
-    first = int(state.step)
+    step = int(state.step)
     evaluate_every = config.evaluate_every or per_epoch
-    stop = StopOnSignal()
-    progress = Progress(folder, start=first, last=last, clip=config.optim.clip)
-    with progress, stop:
+    with Progress(folder, start=step, last=last, clip=config.optim.clip) as progress:
+        if start is not None and not resumed:
+            state = begin_with(start, state, evaluate, progress)
+            checkpoints.save(state, best=True)
         if measure is not None and not begun:  # a run killed at its start has measured it already
             progress.note(0, log10_lag=measure(state.params).tolist())
-        # Dispatches end where a checkpoint or an evaluation is due, at the same steps in every
-        # process, whether the run was resumed or not.
-        step, done = first, finished(config, state, last)
+        done = finished(config, state, last)
         while not done and not stop.asked:
-            due = min(
-                last,
-                (step // config.checkpoint_every + 1) * config.checkpoint_every,
-                (step // evaluate_every + 1) * evaluate_every,
-            )
+            # Dispatches end at evaluations, and start from where the last of them ended or from
+            # a checkpoint, which is saved after one: at the same steps in every process, whether
+            # the run was resumed or not, and of two lengths in all, each compiled once.
+            due = min(last, (step // evaluate_every + 1) * evaluate_every)
             dispatches = run_blocks(
                 state, hyper, block, batches, stop=due, steps_per_dispatch=config.steps_per_dispatch
             )
             try:
                 for state, metrics in dispatches:
-                    taken = np.arange(step, int(state.step))
-                    rates = rate * float(state.monitor.rate) * np.asarray(jax.vmap(schedule)(taken))
-                    step = int(state.step)
+                    rates = rate * float(state.monitor.rate) * read_schedule(schedule, state, step)
+                    before, step = step, int(state.step)
                     flow = flow_of(config, metrics, measure, state.params)
                     progress.dispatch(step, metrics, rates, flow)
+                    every = config.checkpoint_every
+                    if step < due and (stop.asked or step // every > before // every):
+                        checkpoints.save(state)
                     if stop.asked:
                         break
+                if step == due:
+                    valid = evaluate(state.evaluated_params, "valid")
+                    loss = valid.nats / valid.tokens
+                    if not np.isfinite(loss):  # of parameters that are finite, but past all use
+                        raise NotFiniteError(step, valid.nats, float(metrics.grad_norm[-1]))
+                    known = float(state.monitor.best)
+                    state = conclude(config, progress, state, loss)
+                    checkpoints.save(state, best=float(state.monitor.best) < known)
             except NotFiniteError as error:
                 checkpoints.wait()
                 raise NotFiniteError(
                     error.step, error.nats, error.grad_norm, last_good(checkpoints)
                 ) from None
-            loss = None
-            if step % evaluate_every == 0 or step == last:
-                valid = evaluate(state.evaluated_params, "valid")
-                loss = valid.nats / valid.tokens
-                state = conclude(config, progress, state, loss)
             done = finished(config, state, last)
-            if stop.asked or done or loss is not None or step % config.checkpoint_every == 0:
-                best = loss is not None and bool(np.float32(loss) <= float(state.monitor.best))
-                checkpoints.save(state, best=best)
     checkpoints.wait()
-    return state, done
+    return Fitted(state, done)
+
+
+def begin_with(
+    start: model.Params, drawn: TrainState, evaluate: Evaluate, progress: Progress
+) -> TrainState:
+    """The state before the first step with given parameters, evaluated: they may stay the best."""
+    valid = evaluate(start, "valid")
+    loss = valid.nats / valid.tokens
+    progress.evaluation(0, loss)
+    monitor = drawn.monitor.replace(best=jnp.float32(loss))  # type: ignore[attr-defined]
+    state: TrainState = drawn.replace(  # type: ignore[attr-defined]
+        params=jax.tree.map(jnp.array, start), monitor=monitor
+    )
+    return state
+
+
+def read_schedule(schedule: Any, state: TrainState, first: int) -> np.ndarray:
+    """The schedule's factor at each step from `first` to the state's."""
+    return np.asarray(jax.vmap(schedule)(np.arange(first, int(state.step))))
 
 
 def finished(config: Config, state: TrainState, last: int) -> bool:
@@ -153,17 +179,6 @@ def last_good(checkpoints: Checkpoints) -> str:
     """Where to go on from after a failure."""
     steps = checkpoints.steps()
     return f"the state of step {steps[-1]} is kept in {checkpoints.folder}" if steps else ""
-
-
-def check_start(start: model.Params, drawn: model.Params) -> None:
-    """Raise ValueError where parameters to start from are of another model."""
-    shapes = [jax.tree.map(jnp.shape, params) for params in (start, drawn)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"start holds a model of {model.count_parameters(start):,} parameters; wanted one of "
-            f"the options given here, {model.count_parameters(drawn):,}: the same cell, sizes and "
-            "vocabulary"
-        )
 
 
 def flow_of(

@@ -157,7 +157,8 @@ def describe_rows(results: Results, rows: int) -> str:
 
 def describe_training(results: Results, lines: list[Line]) -> str:
     """The optimizer; empty where this run trained nothing that the figure shows."""
-    optimizer = {"text": "SGD", "task": "Adam"}.get(results.source)
+    rule = figures.RULES[results.config["optim"].get("optimizer", "sgd")]
+    optimizer = {"text": rule, "task": "Adam"}.get(results.source)
     if optimizer is None or not any(line.prefix.endswith("/trained") for line in lines):
         return ""
     clip = float(results.config["optim"]["clip"])  # stored as "inf" where it is infinite
@@ -173,7 +174,7 @@ def traits(results: Results, network: dict[str, Any]) -> tuple[str, ...]:
     """What a network was, a line of words each; empty where it goes without saying."""
     model = network["model"]
     return (
-        f"hidden size {model['hidden_size']}",
+        f"hidden size {model.get('last_hidden_size') or model['hidden_size']}",
         f"top of {model['layers']} layers" if model["layers"] > 1 else "",
         f"recurrent gain {model['recurrent_gain']:g}" if model["recurrent_gain"] != 1 else "",
     )

@@ -209,7 +209,7 @@ def compile_measures(
                 found |= derive(found)
         return found
 
-    width = config.windows * network.hidden_size
+    width = config.windows * max(network.layer_sizes)
     compiled = jax.jit(lambda seeds: map_seeds(one_seed, seeds, width))
 
     def measure(seeds: Any) -> Arrays:

@@ -24,7 +24,7 @@ from lm.data.batches import make_batches
 from lm.data.corpus import Corpus, load_corpus
 from lm.data.vocabulary import Vocabulary
 from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward, perplexity
-from lm.optim import Hyper, make_schedule
+from lm.optim import Hyper, fitting_rate, make_schedule
 from lm.tasks import COPY_LENGTH, TASKS
 from lm.train import NotFiniteError, init_state, make_block, run_blocks
 
@@ -122,7 +122,7 @@ class Trainer:
         config, network = self._config, self._network
         schedule = make_schedule(config.optim, self._batches.steps_per_epoch, self._steps)
         block = make_block(network, config.optim, schedule)
-        rate = config.optim.learning_rate or CELLS[network.cell].learning_rate
+        rate = fitting_rate(config.optim, CELLS[network.cell].learning_rate)
         hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
         forward = make_forward(network)
         evaluate = evaluate_stream if config.data.batching == "stream" else evaluate_sentences

@@ -107,7 +107,9 @@ class Run:
         if titled and self.results is not None:
             return titled[0]
         said = [f"{v.text} on the {SPLITS[s]} text" for s, v in perplexities(results).items()]
-        return f"Perplexity {' and '.join(said)}" if said else ""
+        seeds = results.get("seeds")
+        mean = f", means of {len(seeds)} seeds" if isinstance(seeds, list) else ""
+        return f"Perplexity {' and '.join(said)}{mean}" if said else ""
 
     @property
     def numbers(self) -> list[tuple[str, Value]]:
@@ -199,7 +201,7 @@ def read_tables(
     evaluation = read_object(folder / "evaluation.json", missing={})
     found = [
         *report_tables.find_tables(unclaimed),
-        *report_tables.find_tables(evaluation, "evaluation of the last checkpoint"),
+        *report_tables.find_tables(evaluation, "evaluation"),
         *report_tables.metrics_tables(lines),
     ]
     return [table._replace(title=table.title or "Results").without_empty() for table in found]

@@ -42,12 +42,17 @@ def load_recipe(name: str) -> Any:
 
 def describe_recipes() -> str:
     """A table for people: name, corpus, published valid / test, what it is."""
-    lines = [f"  {'recipe':22}{'corpus':17}{'valid':>8}{'test':>8}   published with"]
+    lines = [
+        "published perplexities:",
+        "",
+        f"  {'recipe':22}{'corpus':17}{'valid':>8}{'test':>8}   what it is",
+    ]
     for name, line in RECIPES.items():
         recipe = load_recipe(name)
         valid, test = (
             "-" if recipe.PUBLISHED.get(split) is None else f"{recipe.PUBLISHED[split]:g}"
             for split in ("valid", "test")
         )
-        lines.append(f"  {name:22}{recipe.OPTIONS['corpus']:17}{valid:>8}{test:>8}   {line}")
+        unit = f"; {recipe.UNIT}" if hasattr(recipe, "UNIT") else ""
+        lines.append(f"  {name:22}{recipe.OPTIONS['corpus']:17}{valid:>8}{test:>8}   {line}{unit}")
     return "\n".join(lines)

@@ -6,8 +6,7 @@ Published, PTB: valid 58.8, test 56.5 (its repository).
 Not run here to the end yet: it wants a GPU.
 
 3 layers of 1150, 1150 and 400, tied to an embedding of 400; variational dropout everywhere,
-dropped recurrent weights, chunks of random length, SGD that turns to averaging when the
-validation loss stalls.
+dropped recurrent weights, chunks of random length, SGD.
 
 Finetuning trains on from a run of awd_lstm, averaging from the first step, until it stalls.
 """
@@ -46,3 +45,4 @@ OPTIONS: dict[str, Any] = {
     "early_stop": True,
 }
 PUBLISHED: dict[str, float | None] = {"valid": 58.8, "test": 56.5}
+NEEDS_START = "awd_lstm"  # the recipe whose run it trains on from

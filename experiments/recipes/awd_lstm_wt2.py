@@ -6,7 +6,7 @@ Published: valid 68.7, test 65.6 without finetuning.
 Not run here to the end yet: it wants a GPU.
 
 3 layers of 1150, 1150 and 400, tied to an embedding of 400; variational dropout everywhere,
-dropped recurrent weights, chunks of random length, SGD that turns to averaging when the
+dropped recurrent weights, chunks of random length, SGD. It turns to averaging when the
 validation loss stalls.
 """
 

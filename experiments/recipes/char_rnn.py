@@ -2,9 +2,10 @@
 
     ./launch.sh train --recipe=char_rnn --data_dir=PATH
 
-The layers, batch, RMSProp and decay are char-rnn's defaults; the clip is of the global norm, where
-char-rnn clips entry by entry. No number was published for this text and cut (90/5/5).
-TIME_CHAR
+The layers, batch, U(-0.08, 0.08), RMSProp and decay are char-rnn's defaults. It clips entry by
+entry and reads one-hot characters; here the clip is of the global norm, and there is an
+embedding as wide as the alphabet. No number was published for this text and cut (90/5/5).
+Not run here to the end yet.
 """
 
 from typing import Any
@@ -15,6 +16,8 @@ OPTIONS: dict[str, Any] = {
     "layers": 2,
     "hidden_size": 128,
     "embedding_size": 65,
+    "init": "uniform",
+    "init_range": 0.08,
     "batch_size": 50,
     "length": 50,
     "optimizer": "rmsprop",

@@ -3,7 +3,8 @@
     ./launch.sh train --recipe=mikolov_rnn --data_dir=PATH
 
 Published, PTB: test 124.7 (6M parameters).
-TIME_RNN
+Measured: valid 127.5, test 119.6, seed 0; 37 minutes on one core of an AMD EPYC (Zen 5), beside
+other work, 2026-11-23.
 
 What is taken from them is the cell, not the training: weights are tied, words and outputs
 dropped, and Adam's learning rate falls along a cosine. (Plain SGD learns the same more slowly;

@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
     "clip": 0.25,
     "schedule": "plateau",
     "decay": 0.25,
-    "epochs": 40.0,
+    "epochs": 12.0,
     "dropout_masks": "independent",
     "dropout_input": 0.2,
     "dropout_hidden": 0.2,

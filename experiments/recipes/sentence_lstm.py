@@ -3,7 +3,7 @@
     ./launch.sh train --recipe=sentence_lstm --data_dir=PATH
 
 The lecture's setting. A known result for it, without carried state: test 115.
-TIME_SENTENCE
+Not run here to the end yet.
 """
 
 from typing import Any

@@ -113,7 +113,7 @@ def count_sizes(
     """
     config, params = next(iter(models.values()))
     vocabulary = len(params.softmax_b)
-    embedding, hidden = config.embedding_size, config.hidden_size
+    embedding, hidden = config.embedding_size, config.layer_sizes[-1]
     own = {}
     for cell, (_, found) in models.items():
         own[cell] = model.count_parameters(found)

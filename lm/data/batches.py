@@ -90,9 +90,11 @@ class RandomLengthBatches:
     mean gradient comes less often. With each pass the rows are cut at other places; lengths are
     a function of (seed, pass).
 
-    Passes differ in their number of steps; `steps_per_epoch` is what the mean length makes.
+    Passes differ in their number of steps; `steps_per_epoch` is what the mean length makes, so
+    evaluations after each epoch come near the end of a pass, and not at it.
 
-    Source: Merity, Keskar & Socher 2017 (arXiv:1708.02182), section 5; the upper bound is ours.
+    Source: Merity, Keskar & Socher 2017 (arXiv:1708.02182), section 5, and its code, which
+    has no upper bound and scales the last chunk of a pass by the length that was drawn for it.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, length: int, seed: int = 0):
@@ -101,7 +103,7 @@ class RandomLengthBatches:
         self.length = length
         self.longest = length + 3 * LENGTH_SD
         self._seed = seed
-        mean = (1 - SHORT_SHARE) * length + SHORT_SHARE * length / 2
+        mean = (1 - SHORT_SHARE) * length + SHORT_SHARE * length / 2 - 0.5  # int() cuts half off
         self.steps_per_epoch = max(1, round(self._rows.per_row / mean))
         self._first_step = [0]  # of each pass that was asked for
         self._edges = lru_cache(maxsize=2)(self._draw_edges)
@@ -115,7 +117,7 @@ class RandomLengthBatches:
         drawn = rng.normal(centre, LENGTH_SD).astype(int)
         ends = np.cumsum(np.clip(drawn, LEAST_LENGTH, self.longest))
         inner = ends[ends < per_row]
-        return np.concatenate([[0], inner, [min(per_row, ends[len(inner)])]])
+        return np.concatenate([[0], inner, [per_row]])
 
     def _find(self, step: int) -> tuple[int, int]:
         """(pass, chunk within it) of a step."""

@@ -1,0 +1,43 @@
+"""Options that would do nothing beside the others: refused where they were typed."""
+
+from typing import Any
+
+from experiments.fit.config import Config
+
+STARTS = ("init", "init_range", "forget_bias", "chrono", "input_scale", "recurrent_gain")
+
+
+def refuse_idle(config: Config) -> None:
+    """Raise ValueError for a typed option that changes nothing.
+
+    Those of a recipe may: what a flag of the user's switches off is left as it was.
+    """
+    optim, network, regularize = config.optim, config.model, config.regularize
+    masked = regularize.dropout_input, regularize.dropout_hidden, regularize.dropout_output
+    watched = optim.averaging == "triggered" or optim.early_stop
+    # option -> (whether it does something, what would make it)
+    needs: dict[str, tuple[bool, str]] = {
+        "decay": (optim.schedule in ("step", "plateau"), "schedule step or plateau"),
+        "decay_after": (optim.schedule == "step", "schedule step"),
+        "warmup": (optim.schedule == "cosine", "schedule cosine"),
+        "beta1": (optim.optimizer == "adam", "optimizer adam"),
+        "beta2": (optim.optimizer != "sgd", "optimizer adam or rmsprop"),
+        "patience": (watched, "averaging triggered, or early_stop"),
+        "dropout_masks": (any(masked), "dropout_input, dropout_hidden or dropout_output"),
+        "init_range": (network.init != "scaled", "init uniform or pytorch"),
+        "last_hidden_size": (network.layers > 1, "layers of 2 or more"),
+        **dict.fromkeys(STARTS if config.start else (), (False, "no start, whose weights it has")),
+    }
+    for name in config.given:
+        works, wanted = needs.get(name, (True, ""))
+        if not works:
+            raise ValueError(f"{name} does nothing with these options; wanted {wanted} beside it")
+
+
+def refuse_lost_start(config: Config, recipe: Any) -> None:
+    """Raise ValueError for a recipe that trains on from a run, without one."""
+    if getattr(recipe, "NEEDS_START", False) and not config.start:
+        raise ValueError(
+            f"recipe {config.recipe} trains on from a run; wanted --start=RUN, a run of "
+            f"{recipe.NEEDS_START}"
+        )
