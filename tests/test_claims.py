@@ -188,6 +188,7 @@ def settled(tmp_path_factory):
     return claims.settle(claims.Config(run=str(folder)), small_claims())
 
 
+@pytest.mark.whole
 def test_a_run_holds_its_claims(settled):
     records = run_folder.read_json(settled / "results.json")["claims"]
     assert [record["name"] for record in records] == ["C4", "C8"]
@@ -202,6 +203,7 @@ def test_a_run_holds_its_claims(settled):
     assert "0 of 2 claims passed" in claims.format_table(records)
 
 
+@pytest.mark.whole
 def test_figures_are_redrawn_from_the_folder_alone(settled):
     before = {path.name: path.read_bytes() for path in (settled / "figures").glob("*.svg")}
     for path in (settled / "figures").iterdir():

@@ -145,6 +145,8 @@ def test_runs_that_are_not_there(experiment, tmp_path):
     assert_one_line(call(experiment, f"--run={tmp_path}"), "holds no run")
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_a_diverging_run_stops_with_its_step_and_keeps_its_folder(book, tmp_path):
     done = run(
         "train",
@@ -159,6 +161,8 @@ def test_a_diverging_run_stops_with_its_step_and_keeps_its_folder(book, tmp_path
     assert (tmp_path / "r" / "config.json").exists()
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_a_diverging_seed_does_not_lose_the_others(book, tmp_path):
     folder = tmp_path / "flow"
     flags = ["--steps=6", "--lags=8", "--windows=2", "--seeds=1", "--cells=lstm,rnn", *TINY]
@@ -184,6 +188,8 @@ def by_sentence(book, tmp_path_factory):
     return folder, copy
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_a_changed_corpus_is_not_evaluated_as_the_runs_own(by_sentence, book):
     folder, copy = by_sentence
     copy.write_text(book.read_text().replace("cat", "dog"))
@@ -191,6 +197,8 @@ def test_a_changed_corpus_is_not_evaluated_as_the_runs_own(by_sentence, book):
     copy.write_text(book.read_text())
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_gradient_flow_of_sentences_and_after_a_kill_at_the_start(by_sentence, tmp_path):
     """No curve by position in padded rows; a resumed run's start is in its log once."""
     folder = shutil.copytree(by_sentence[0], tmp_path / "killed")
@@ -208,6 +216,8 @@ def test_gradient_flow_of_sentences_and_after_a_kill_at_the_start(by_sentence, t
         assert "forget bias" not in drawn
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_gradient_flow_measures_runs_of_train(trained, by_sentence, tmp_path):
     folder, runs = tmp_path / "flow", f"{trained[0]},{by_sentence[0]}"
     flags = ["--measures=lags,context,gates", "--lags=8", "--windows=2", "--lengths=8"]
@@ -272,6 +282,8 @@ def test_generate_is_reproducible(trained):
     assert "<unk>" not in one
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_gradient_flow_leaves_a_whole_run(book, tmp_path):
     folder = tmp_path / "flow"
     done = run(

@@ -65,6 +65,7 @@ def small_run(tmp_path_factory):
     return config, folder / "run"
 
 
+@pytest.mark.whole
 def test_a_run_keeps_its_figures_numbers_and_findings(small_run):
     config, folder = small_run
     results = json.loads((folder / "results.json").read_text())
@@ -75,6 +76,7 @@ def test_a_run_keeps_its_figures_numbers_and_findings(small_run):
             assert (folder / "figures" / f"{name}.{kind}").stat().st_size > 5000
 
 
+@pytest.mark.whole
 def test_figures_are_redrawn_from_the_folder_alone(small_run, tmp_path):
     _, folder = small_run
     shutil.copy(folder / "results.npz", tmp_path)
@@ -95,6 +97,7 @@ def arrays_of(small_run, name):
         }
 
 
+@pytest.mark.whole
 def test_certificate_meets_the_analytic_rates(small_run):
     config, arrays = arrays_of(small_run, "certificate")
     exact = 0
@@ -133,6 +136,7 @@ def test_the_naive_norm_dies_where_the_recovered_curve_goes_on():
         )
 
 
+@pytest.mark.whole
 def test_gram_is_symmetric_and_its_shares_sum_to_one(small_run):
     config, arrays = arrays_of(small_run, "gram")
     for name in config.cells:
@@ -145,6 +149,7 @@ def test_gram_is_symmetric_and_its_shares_sum_to_one(small_run):
         assert arrays[f"{name}/log"][0] > arrays[f"{name}/log"][-1]
 
 
+@pytest.mark.whole
 def test_spectrum_and_plain_svd_part_where_epsilon_says(small_run):
     config, arrays = arrays_of(small_run, "spectrum")
     for name in config.cells:
@@ -156,6 +161,7 @@ def test_spectrum_and_plain_svd_part_where_epsilon_says(small_run):
     assert spectrum.describe(config, arrays)["rows"][0]["state_size"] == 4
 
 
+@pytest.mark.whole
 def test_lyapunov_spectra_are_whole_and_sorted(small_run):
     config, arrays = arrays_of(small_run, "lyapunov")
     exponents = arrays["exponents"]

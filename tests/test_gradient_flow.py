@@ -147,6 +147,7 @@ def noise(tmp_path_factory):
     return folder, done
 
 
+@pytest.mark.whole
 def test_all_measures_of_noise(noise):
     folder, done = noise
     assert "before training the gradient has shrunk" in done.stdout
@@ -172,6 +173,7 @@ def test_all_measures_of_noise(noise):
     assert names == set(drawing.FIGURES) - {"context"}
 
 
+@pytest.mark.whole
 def test_figures_are_redrawn_from_the_folder_alone(noise):
     folder, _ = noise
     path = folder / "figures" / "lyapunov.svg"
@@ -192,6 +194,7 @@ def test_figures_are_redrawn_from_the_folder_alone(noise):
     assert path.read_text() == before
 
 
+@pytest.mark.whole
 def test_a_task_is_trained_on_and_measured(tmp_path):
     """Without clipping, which its caption says; the GRU has gates but no forget gate."""
     flags = ["--corpus=adding", "--cells=gru", "--steps=5", "--measures=lags,gates", "--clip=inf"]
@@ -207,6 +210,7 @@ def test_a_task_is_trained_on_and_measured(tmp_path):
     assert "task loss" in done.stdout
 
 
+@pytest.mark.whole
 def test_a_seed_that_diverges_on_a_task_is_said_and_left_out(tmp_path, monkeypatch, capsys):
     def with_a_broken_seed(*arguments):
         runs = run_seeds(*arguments)

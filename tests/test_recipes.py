@@ -211,6 +211,8 @@ def test_a_start_is_gone_on_from(seeds, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_a_start_killed_before_its_first_checkpoint_begins_there_again(seeds, tmp_path):
     book, folder, _ = seeds
     run = tmp_path / "s"
@@ -224,6 +226,8 @@ def test_a_start_killed_before_its_first_checkpoint_begins_there_again(seeds, tm
     assert (run / "results.json").read_text() == whole
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_a_seed_that_diverges_does_not_lose_the_others(seeds, tmp_path):
     book, _, _ = seeds
     flags = ["--seeds=2", "--learning_rate=1e30", "--clip=inf", *SMALL]
@@ -234,6 +238,8 @@ def test_a_seed_that_diverges_does_not_lose_the_others(seeds, tmp_path):
     assert "every seed diverged" in done.stderr
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_early_stopping_ends_a_run_and_its_resumption(seeds, tmp_path):
     book, _, _ = seeds
     flags = ["--early_stop", "--patience=1", "--evaluate_every=2", "--learning_rate=200"]
@@ -246,6 +252,8 @@ def test_early_stopping_ends_a_run_and_its_resumption(seeds, tmp_path):
     assert (tmp_path / "r" / "results.json").read_text() == whole
 
 
+@pytest.mark.whole
+@pytest.mark.whole
 def test_dispatches_are_of_few_lengths_where_nothing_divides(seeds, tmp_path):
     """One compilation for each: 7 steps an epoch of the schedule, checkpoints every 5, 3 a call."""
     book, _, _ = seeds

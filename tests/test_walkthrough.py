@@ -190,6 +190,7 @@ def made(tmp_path_factory):
     return folder / "w", done
 
 
+@pytest.mark.whole
 def test_a_walkthrough_from_nothing(made):
     folder, done = made
     assert (folder / "walkthrough.txt").read_text(encoding="utf-8").strip() in done.stdout
@@ -218,6 +219,7 @@ def test_a_walkthrough_from_nothing(made):
     assert "forget bias 1, embeddings" in said
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("text", ["cat", "the dog ran to the cat . " * 6])
 def test_short_and_long(text, made, tmp_path, monkeypatch):
     times = {"forward": 1.0, "both": 1.0, "side_by_side": 1.0}
@@ -239,6 +241,7 @@ def test_short_and_long(text, made, tmp_path, monkeypatch):
     assert len((tmp_path / "w" / "walkthrough.txt").read_text().splitlines()) > len(text.split())
 
 
+@pytest.mark.whole
 def test_mistakes(made, tmp_path):
     new = f"--run={tmp_path / 'new'}"
     lstm = f"{made[0] / 'lstm'}"

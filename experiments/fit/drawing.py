@@ -16,13 +16,22 @@ def plot(folder: Path) -> list[Path]:
     stored = run_folder.read_json(folder / "config.json")["config"]
     cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
     figure, (axis,) = figures.new_figure(1, width=8)
-    trained = [(line["step"], line["loss"] / np.log(10)) for line in lines if "loss" in line]
+    steps, losses = zip(
+        *((line["step"], line["loss"]) for line in lines if "loss" in line), strict=True
+    )
+    trained = np.asarray(losses, float) / np.log(10)
     valid = [(line["step"], np.log10(float(line["valid"]))) for line in lines if line.get("valid")]
-    axis.plot(*zip(*trained, strict=True), color=figures.colour(cell), alpha=0.6, label="training")
+    colour = figures.colour(cell)
+    axis.plot(steps, trained, color=colour, alpha=0.25, linewidth=0.8)
+    axis.plot(
+        steps, running_mean(trained), color=colour, linewidth=2, label="training, running mean"
+    )
     axis.plot(*zip(*valid, strict=True), "o-", color="#000000", label="validation, whole text")
     rule = figures.RULES[stored["optim"]["optimizer"]]
+    step, best = min(valid, key=lambda point: point[1])
     axis.set(
-        title=f"{CELLS[cell].name} on {Path(corpus).name}, {rule}",
+        title=f"{CELLS[cell].name} on {Path(corpus).name}, {rule}: validation perplexity "
+        f"{10**best:.4g} at step {step:,}",
         xlabel="step",
         ylabel="perplexity, exp(nats per token)",
     )
@@ -32,6 +41,15 @@ def plot(folder: Path) -> list[Path]:
     if stored.get("log_gradient_flow"):
         plot_flow(folder, stored, lines)
     return paths
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the fiftieth of all points around each, fewer at the ends."""
+    width = max(1, len(values) // 50)
+    sums, counts = (
+        np.convolve(v, np.ones(width), mode="same") for v in (values, np.ones_like(values))
+    )
+    return sums / counts
 
 
 def plot_seeds(folder: Path) -> list[Path]:

@@ -80,6 +80,7 @@ def fit(
     begun = bool(MetricsLog.read(folder / "metrics.jsonl"))
     step = int(state.step)
     evaluate_every = config.evaluate_every or per_epoch
+    per_dispatch = min(config.steps_per_dispatch, config.checkpoint_every)
     with Progress(folder, start=step, last=last, clip=config.optim.clip) as progress:
         if start is not None and not resumed:
             state = begin_with(start, state, evaluate, progress)
@@ -93,7 +94,7 @@ def fit(
             # the run was resumed or not, and of two lengths in all, each compiled once.
             due = min(last, (step // evaluate_every + 1) * evaluate_every)
             dispatches = run_blocks(
-                state, hyper, block, batches, stop=due, steps_per_dispatch=config.steps_per_dispatch
+                state, hyper, block, batches, stop=due, steps_per_dispatch=per_dispatch
             )
             try:
                 for state, metrics in dispatches:
