@@ -13,35 +13,10 @@ Finetuning trains on from a run of awd_lstm, averaging from the first step, unti
 
 from typing import Any
 
-OPTIONS: dict[str, Any] = {
-    "corpus": "ptb",
-    "cell": "lstm",
-    "layers": 3,
-    "hidden_size": 1150,
-    "last_hidden_size": 400,
-    "embedding_size": 400,
-    "tied": True,
-    "forget_bias": 0.0,
-    "init": "pytorch",
-    "init_range": 0.1,
-    "batch_size": 20,
-    "length": 70,
-    "random_length": True,
-    "learning_rate": 30.0,
-    "clip": 0.25,
-    "weight_decay": 1.2e-06,
-    "schedule": "constant",
+from experiments.recipes import awd_lstm
+
+OPTIONS: dict[str, Any] = awd_lstm.OPTIONS | {
     "averaging": "always",
-    "patience": 5,
-    "dropout_masks": "variational",
-    "dropout_words": 0.1,
-    "dropout_input": 0.4,
-    "dropout_hidden": 0.25,
-    "dropout_output": 0.4,
-    "weight_drop": 0.5,
-    "activation_penalty": 2.0,
-    "slowness_penalty": 1.0,
-    "epochs": 500.0,
     "early_stop": True,
 }
 PUBLISHED: dict[str, float | None] = {"valid": 58.8, "test": 56.5}

@@ -11,24 +11,13 @@ the best.
 
 from typing import Any
 
-OPTIONS: dict[str, Any] = {
-    "corpus": "wikitext-2",
-    "cell": "lstm",
-    "layers": 2,
+from experiments.recipes import pytorch_example
+
+OPTIONS: dict[str, Any] = pytorch_example.OPTIONS | {
     "hidden_size": 650,
     "embedding_size": 650,
     "tied": True,
-    "forget_bias": 0.0,
-    "init": "pytorch",
-    "init_range": 0.1,
-    "batch_size": 20,
-    "length": 35,
-    "learning_rate": 20.0,
-    "clip": 0.25,
-    "schedule": "plateau",
-    "decay": 0.25,
     "epochs": 40.0,
-    "dropout_masks": "independent",
     "dropout_input": 0.5,
     "dropout_hidden": 0.5,
     "dropout_output": 0.5,
