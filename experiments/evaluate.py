@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import flags
+from experiments.adapt import METHODS
 from lm.config import option, validate
 
-METHODS = ("static", "dynamic", "cache", "both")
 SHOWN = {  # methods that each --adapt measures
     "none": ("static",),
     "dynamic": ("static", "dynamic"),
@@ -139,8 +139,10 @@ from functools import cached_property
 import numpy as np
 from tqdm import tqdm
 
-from experiments import figures, run_folder
-from experiments.train import check_corpus
+from experiments import run_folder
+from experiments.adapt.drawing import NAMES, plot
+from experiments.adapt.tuning import THETAS, Mixture, best_mixture, descend, rates_at, with_start
+from experiments.fit.continuation import check_corpus
 from experiments.trained import Trained, load_run
 from lm import dynamic_evaluation, neural_cache
 from lm.data.corpus import load_corpus
@@ -162,26 +164,6 @@ DEFAULT_CACHE = (0.1, 1.0, 500)  # PTB's
 CACHES = {"wikitext-2": (0.1279, 0.662, 3785), "wikitext-103": (0.1279, 0.662, 3785)}
 RATES = {"rms": (5e-5, 2e-3), "sgd": (0.2, 2e-3)}  # eta and lambda at 5 tokens a segment
 PAPER_BPTT = 5
-
-THETAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # those that --tune tries
-WEIGHTS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
-FACTOR = 2.0  # between neighbours on the lattice of rates that --tune walks on
-
-NAMES = {
-    "static": "static",
-    "dynamic": "dynamic evaluation",
-    "cache": "cache",
-    "both": "dynamic evaluation with a cache",
-}
-COLOURS = {"static": "#000000", "dynamic": "#0072B2", "cache": "#E69F00", "both": "#009E73"}
-POINTS = 1500  # of a curve in the figure
-
-
-class Mixture(NamedTuple):
-    """How much of a cache is mixed in, and how sharply it looks."""
-
-    weight: float
-    theta: float
 
 
 class Settings(NamedTuple):
@@ -412,56 +394,6 @@ def tune(adapter: Adapter, config: Config) -> Settings:
     return Settings(rates, cache, both)
 
 
-def with_start(grid: tuple[float, ...], start: float) -> tuple[float, ...]:
-    """A grid with the value that tuning starts from in it."""
-    return tuple(sorted({*grid, start}))
-
-
-def best_mixture(reading: Reading, start: Mixture) -> Mixture:
-    """The weight and theta of least nats; `reading` is of THETAS and `start`'s."""
-    thetas = with_start(THETAS, start.theta)
-    tried = {
-        Mixture(weight, theta): mix(reading, weight, k).mean()
-        for k, theta in enumerate(thetas)
-        for weight in with_start(WEIGHTS, start.weight)
-    }
-    return min(tried, key=lambda mixture: tried[mixture])
-
-
-def rates_at(start: Rates, place: tuple[int, int]) -> Rates:
-    """The rates at a place of the lattice; decay is at most 1."""
-    rate, decay = (FACTOR**k for k in place)
-    return Rates(start.rate * rate, min(1.0, start.decay * decay), start.epsilon)
-
-
-def descend(measure: Callable[[tuple[int, int]], float], most: int = 6) -> tuple[int, int]:
-    """The place of a lattice from which no step along an axis leads lower, starting at (0, 0).
-
-    Args:
-      measure: what is to be low; nan counts as inf. Asked once for each place.
-      most: steps from the start, along each axis.
-    """
-    seen: dict[tuple[int, int], float] = {}
-
-    def height(place: tuple[int, int]) -> float:
-        if max(map(abs, place)) > most:
-            return np.inf
-        if place not in seen:
-            value = measure(place)
-            seen[place] = value if np.isfinite(value) else np.inf
-        return seen[place]
-
-    place, moved = (0, 0), True
-    while moved:
-        moved = False
-        for step in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            onward = (place[0] + step[0], place[1] + step[1])
-            while height(onward) < height(place):
-                place, moved = onward, True
-                onward = (place[0] + step[0], place[1] + step[1])
-    return place
-
-
 def summary(found: Found) -> Evaluation:
     """Totals of a text."""
     nats = float(found.nats.sum(dtype=np.float64))
@@ -538,62 +470,6 @@ def write(
         for method, result in methods.items():
             arrays[f"{index}/{method}"] = np.asarray(result.nats, np.float32)
     run_folder.write_arrays(trained.folder / "evaluation.npz", arrays)
-
-
-def plot(folder: Path, average: int = 2000) -> list[Path]:
-    """Perplexity through each text, and its ratio to static; from the run's folder alone."""
-    arrays = run_folder.read_arrays(folder / "evaluation.npz")
-    texts = [str(name) for name in arrays["texts"]]
-    figures.plt.rcParams.update(figures.STYLE)  # type: ignore[arg-type]
-    figure, grid = figures.plt.subplots(
-        2,
-        len(texts),
-        figsize=(4 + 4.5 * len(texts), 7.6),
-        height_ratios=(3, 2),
-        sharex="col",
-        squeeze=False,
-        layout="constrained",
-    )
-    for index, name in enumerate(texts):
-        nats = {
-            method: arrays[f"{index}/{method}"].astype(np.float64)
-            for method in METHODS
-            if f"{index}/{method}" in arrays
-        }
-        upper, lower = grid[:, index]
-        window = max(1, min(average, len(nats["static"]) // 4))
-        total = {method: perplexity(each.mean()) for method, each in nats.items()}
-        for method, each in nats.items():
-            read, sliding = slide(each, window)
-            _, more = slide(each - nats["static"], window)
-            line = {"color": COLOURS[method], "linewidth": 1.4}
-            label = f"{NAMES[method]}: {total[method]:.1f}"
-            upper.plot(read / 1000, sliding / np.log(10), label=label, **line)
-            lower.plot(read / 1000, more / np.log(10), **line)
-        upper.set_title(f"{name}\n{finding(total)}", fontsize=11)
-        figures.label_log10(upper)
-        figures.label_log10(lower)
-        upper.legend(title="perplexity of the whole text", alignment="left", fontsize=9)
-        lower.set_xlabel(f"thousand tokens read (mean over the last {window:,})")
-    grid[0, 0].set_ylabel("perplexity, exp(nats per token)")
-    grid[1, 0].set_ylabel("perplexity / static perplexity")
-    return figures.save(figure, folder / "figures", "evaluation")
-
-
-def slide(nats: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens read, mean of the last `window` of them), at up to POINTS places. nats [N]."""
-    total = np.concatenate([[0.0], np.cumsum(nats)])
-    read = np.unique(np.linspace(window, len(nats), POINTS).astype(int))
-    return read, (total[read] - total[read - window]) / window
-
-
-def finding(total: Mapping[str, float]) -> str:
-    """What a panel shows, in words."""
-    best = min(total, key=lambda method: total[method])
-    if best == "static":
-        return f"adapting does not help, {total['static']:.1f} stays"
-    less = 1 - total[best] / total["static"]
-    return f"{NAMES[best]}: {total['static']:.1f} to {total[best]:.1f}, {less:.0%} less"
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def run_one(config: Config, stop: StopOnSignal) -> Path:
     # Before there is a folder: a text that is too short, and another model to start from.
     batches = make_batches(corpus.splits["train"], config.data, config.seed)
     if trained:
-        check_start(trained, config.model)
+        check_start(config.start, trained.config.model, config.model)
     if folder:
         check_corpus(folder, corpus)
     else:

@@ -10,9 +10,9 @@ import oracles
 import pytest
 from command_line import TINY, assert_one_line, write_book
 
-from experiments import evaluate as experiment
 from experiments import flags as flags_of
 from experiments import run_folder, train
+from experiments.adapt import drawing, tuning
 from lm import dynamic_evaluation, model, neural_cache
 from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig
@@ -393,23 +393,23 @@ def test_descend_finds_the_bottom_and_avoids_nan():
         asked.append(place)
         return np.nan if place[0] > 3 else (place[0] - 3) ** 2 + (place[1] + 2) ** 2
 
-    assert experiment.descend(bowl) == (3, -2)
+    assert tuning.descend(bowl) == (3, -2)
     assert len(set(asked)) == len(asked) < 20
-    assert experiment.descend(lambda place: -place[0], most=4) == (4, 0)
+    assert tuning.descend(lambda place: -place[0], most=4) == (4, 0)
 
 
 def test_the_best_mixture_is_found():
     """A cache that is right where the model is wrong: its weight, by calculus, is 1/4."""
-    p_model, p_cache = np.full(400, 0.5), np.zeros((400, len(experiment.THETAS)))
+    p_model, p_cache = np.full(400, 0.5), np.zeros((400, len(tuning.THETAS)))
     p_cache[:250, 5] = 1.0  # d/dw [5/8 log(1/2 + w/2) + 3/8 log(1/2 - w/2)] = 0 at w = 1/4
     with np.errstate(divide="ignore"):
         reading = Reading(-np.log(p_model), np.log(p_cache))
-    start = experiment.Mixture(0.1, 1.0)
-    assert experiment.best_mixture(reading, start) == (0.25, experiment.THETAS[5])
+    start = tuning.Mixture(0.1, 1.0)
+    assert tuning.best_mixture(reading, start) == (0.25, tuning.THETAS[5])
 
 
 def test_the_sliding_mean_by_hand():
-    read, mean = experiment.slide(np.asarray([1.0, 2.0, 6.0, 4.0]), 2)
+    read, mean = drawing.slide(np.asarray([1.0, 2.0, 6.0, 4.0]), 2)
     np.testing.assert_array_equal(read, [2, 3, 4])
     np.testing.assert_allclose(mean, [1.5, 4.0, 5.0])
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from experiments import run_folder
 from experiments.fit.config import Config
-from experiments.trained import Trained
 from lm.config import ModelConfig
 from lm.data.corpus import Corpus
 
@@ -34,14 +33,13 @@ def flat(config: Any) -> dict[str, Any]:
     return found
 
 
-def check_start(trained: Trained, network: ModelConfig) -> None:
-    """Raise ValueError where a run to start from has another model."""
+def check_start(start: str, made: ModelConfig, asked: ModelConfig) -> None:
+    """Raise ValueError where the run to start from has another model than is asked for."""
     for name in ("cell", "layer_sizes", "embedding_size", "tied"):
-        found, wanted = getattr(trained.config.model, name), getattr(network, name)
+        found, wanted = getattr(made, name), getattr(asked, name)
         if found != wanted:
             raise ValueError(
-                f"start {trained.folder} has {name} {found}, the options say {wanted}; wanted the "
-                "same model"
+                f"start {start} has {name} {found}, the options say {wanted}; wanted the same model"
             )
 
 
