@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 
 # Okabe and Ito 2008: told apart with every common colour blindness.
 COLOURS = {
@@ -22,7 +23,20 @@ COLOURS = {
 }
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 
+# Fonts with the signs that the first lacks, in the order in which they are asked.
+FALLBACKS = (
+    "Noto Sans CJK KR",
+    "Noto Sans CJK JP",
+    "Noto Sans KR",
+    "NanumGothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "Arial Unicode MS",
+)
+INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+
 STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in INSTALLED)],
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "font.size": 11,

@@ -184,7 +184,7 @@ def print_flags(defaults: Any, title: str, omit: tuple[str, ...]) -> None:
             name = f"{typing.get_args(kind)[0].__name__}, comma-separated"
             default = ",".join(map(str, default))
         print(f"  --{field.name}={default}  ({name})\n      {field.metadata['help']}")
-        choices = list(field.metadata.get("choices") or ())
+        choices = list(filter(None, field.metadata.get("choices") or ()))
         if choices:
             print(f"      one of: {', '.join(choices)}")
     print()
@@ -204,7 +204,7 @@ def main(config_class: type[Config], run: Callable[[Config], object], doc: str |
     except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("LM_TRACEBACK"):
             raise
-        fail(program, str(error))
+        fail(program, describe_error(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
@@ -212,6 +212,14 @@ def main(config_class: type[Config], run: Callable[[Config], object], doc: str |
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def describe_error(error: Exception) -> str:
+    """One line about what went wrong; of a file, its name as the user knows it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        path = str(error.filename).removesuffix(".partial")
+        return f"{path}: {error.strerror}; wanted a path that can be read or written"
+    return str(error)
 
 
 def answer_help(config_class: type, doc: str | None) -> None:

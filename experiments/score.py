@@ -402,10 +402,16 @@ def plot(scored: Scored, source: Source, trained: Trained, eos: bool) -> None:
     )
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
     path = Path(source.output)
-    with warnings.catch_warnings():
-        # Matplotlib's own font has no Hangul: empty boxes in the PNG. The SVG holds the text.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figures.save(figure, path.parent, path.stem)
+    with warnings.catch_warnings(record=True) as missing:
+        warnings.filterwarnings("always", message="Glyph .* missing from")
+        drawn = figures.save(figure, path.parent, path.stem)
+    print(f"figure: {drawn[0]}", file=sys.stderr)
+    if missing:
+        print(
+            "no font here has some of the signs: boxes in the PNG, while the SVG holds the text; "
+            f"fonts looked for: {', '.join(figures.FALLBACKS)}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ from experiments.trained import load_run, restore_best
 from lm import model
 from lm.checkpoint import Checkpoints
 from lm.data.batches import make_batches
-from lm.data.corpus import load_corpus
+from lm.data.corpus import SPLITS, Corpus, load_corpus
+from lm.data.vocabulary import UNKNOWN_ID
 from lm.train import NotFiniteError
 
 
@@ -60,7 +61,13 @@ def run(config: Config) -> Path | None:
 
 def stored_config(config: Config) -> Config:
     """The options of the run to go on with; those typed beside --resume must be the same."""
-    stored = run_folder.read_config(run_folder.require(config.run), Config)
+    folder = run_folder.require(config.run)
+    stored = run_folder.read_config(folder, Config)
+    if (folder / "import.json").exists():
+        raise ValueError(
+            f"run {folder} was imported, without the state of its training; wanted a new run with "
+            f"--start={folder}"
+        )
     refuse_changes(config, stored)
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
@@ -87,6 +94,7 @@ def run_one(config: Config, stop: StopOnSignal) -> Path:
         run_folder.write_vocabulary(folder, corpus.vocabulary)
         stored = dataclasses.replace(config, run=str(folder))
         run_folder.write_start(folder, stored, {"name": corpus.name, "sha256": corpus.sha256})
+    describe(corpus)
     evaluate = make_evaluate(config, corpus)
     start = trained.params if trained else None
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -118,6 +126,17 @@ def run_one(config: Config, stop: StopOnSignal) -> Path:
         print(f"of step {int(state.step)}, the best on validation; the last is {int(last.step)}")
     print(f"run: {folder}    figure: {paths[0]}")
     return folder
+
+
+def describe(corpus: Corpus) -> None:
+    """What is read, in a line."""
+    sizes = " / ".join(f"{len(corpus.splits[split]):,}" for split in SPLITS)
+    unknown = float(np.mean(corpus.splits["valid"] == UNKNOWN_ID))
+    print(
+        f"{corpus.name}: {sizes} tokens to train / valid / test, {len(corpus.vocabulary):,} "
+        f"{corpus.vocabulary.level} units, {unknown:.1%} <unk> in valid",
+        flush=True,
+    )
 
 
 def has_checkpoint(folder: Path | None) -> bool:

@@ -15,7 +15,7 @@ Sources: Zaremba, Sutskever & Vinyals 2014 (arXiv:1409.2329); Gal & Ghahramani 2
 together with the penalties AR and TAR of Merity, McCann & Socher 2017 (arXiv:1708.01009).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ NO_MASKS = Masks()
 
 
 def draw_mask(
-    key: jax.Array, rate: float, shape: tuple[int, ...], dtype: jnp.dtype | type = jnp.float32
+    key: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> jax.Array | None:
     """0 with probability `rate`, else 1 / (1 - rate), entry by entry; None at rate 0."""
     if rate == 0:

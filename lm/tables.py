@@ -45,4 +45,5 @@ def unknown_name(noun: str, name: str, known: Mapping[str, object]) -> str:
     """The one line that answers a name that is not in a table."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{noun} is {name!r}, which is unknown; {hint}wanted one of: {', '.join(known)}"
+    names = ", ".join(filter(None, known))
+    return f"{noun} is {name!r}, which is unknown; {hint}wanted one of: {names}"

@@ -207,7 +207,7 @@ def test_a_start_is_gone_on_from(seeds, tmp_path):
     assert results["valid"]["perplexity"] <= first["valid"] * (1 + 1e-5)  # no worse than its start
     wrong = [flag.replace("hidden_size=8", "hidden_size=9") for flag in SMALL]
     done = call("train", f"--corpus={book}", f"--run={tmp_path / 'w'}", start, *wrong)
-    assert_one_line(done, "has layer_sizes (8,), the options say (9,)")
+    assert_one_line(done, "has another model; wanted --hidden_size=8 beside it")
     assert not (tmp_path / "w").exists()
 
 

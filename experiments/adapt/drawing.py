@@ -46,13 +46,13 @@ def plot(folder: Path, average: int = 2000) -> list[Path]:
             read, sliding = slide(each, window)
             _, more = slide(each - nats["static"], window)
             line = {"color": COLOURS[method], "linewidth": 1.4}
-            label = f"{NAMES[method]}: {total[method]:.1f}"
+            label = f"{NAMES[method]}: {total[method]:.4g}"
             upper.plot(read / 1000, sliding / np.log(10), label=label, **line)
             lower.plot(read / 1000, more / np.log(10), **line)
         upper.set_title(f"{name}\n{finding(total)}", fontsize=11)
         figures.label_log10(upper)
         figures.label_log10(lower)
-        upper.legend(title="perplexity of the whole text", alignment="left", fontsize=9)
+        upper.legend(title="perplexity of all tokens", alignment="left", fontsize=9)
         lower.set_xlabel(f"thousand tokens read (mean over the last {window:,})")
     grid[0, 0].set_ylabel("perplexity, exp(nats per token)")
     grid[1, 0].set_ylabel("perplexity / static perplexity")
@@ -70,6 +70,6 @@ def finding(total: Mapping[str, float]) -> str:
     """What a panel shows, in words."""
     best = min(total, key=lambda method: total[method])
     if best == "static":
-        return f"adapting does not help, {total['static']:.1f} stays"
+        return f"adapting does not help, {total['static']:.4g} stays"
     less = 1 - total[best] / total["static"]
-    return f"{NAMES[best]}: {total['static']:.1f} to {total[best]:.1f}, {less:.0%} less"
+    return f"{NAMES[best]}: {total['static']:.4g} to {total[best]:.4g}, {less:.0%} less"

@@ -19,8 +19,8 @@ def refuse_changes(given: Config, stored: Config) -> None:
         if name in typed and name not in ("run", "resume", *PLACES) and typed[name] != made[name]:
             raise ValueError(
                 f"{name} is {typed[name] or 'empty'}, but the run was made with "
-                f"{made[name] or 'none'} and goes on with it; leave the flag out, or start a new "
-                "run"
+                f"{made[name] or 'none'} and goes on with it; leave the flag out, or train on in a "
+                f"new run with --start={given.run}"
             )
 
 
@@ -35,12 +35,14 @@ def flat(config: Any) -> dict[str, Any]:
 
 def check_start(start: str, made: ModelConfig, asked: ModelConfig) -> None:
     """Raise ValueError where the run to start from has another model than is asked for."""
-    for name in ("cell", "layer_sizes", "embedding_size", "tied"):
-        found, wanted = getattr(made, name), getattr(asked, name)
-        if found != wanted:
-            raise ValueError(
-                f"start {start} has {name} {found}, the options say {wanted}; wanted the same model"
-            )
+    names = ("cell", "layers", "hidden_size", "last_hidden_size", "embedding_size", "tied")
+    lacking = [
+        f"--{name}={getattr(made, name)}"
+        for name in names
+        if getattr(made, name) != getattr(asked, name)
+    ]
+    if lacking:
+        raise ValueError(f"start {start} has another model; wanted {' '.join(lacking)} beside it")
 
 
 def check_corpus(folder: Path, corpus: Corpus) -> None:

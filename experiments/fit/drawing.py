@@ -58,21 +58,26 @@ def plot_seeds(folder: Path) -> list[Path]:
     results = run_folder.read_json(folder / "results.json")
     cell, corpus = stored["model"]["cell"], stored["data"]["corpus"]
     figure, (axis,) = figures.new_figure(1, width=8)
-    for seed in results["seeds"]:
+    for index, seed in enumerate(results["seeds"]):
         lines = run_folder.MetricsLog.read(folder / f"seed-{seed}" / "metrics.jsonl")
         points = [(row["step"], np.log10(float(row["valid"]))) for row in lines if row.get("valid")]
         axis.plot(
-            *zip(*points, strict=True), "o-", color=figures.colour(cell), alpha=0.6, markersize=4
+            *zip(*points, strict=True),
+            "o-",
+            color=figures.shades(len(results["seeds"]))[index],
+            markersize=4,
+            label=f"seed {seed}",
         )
     test = results["test"]
     called = stored["recipe"] or f"{CELLS[cell].name} on {Path(corpus).name}"
     axis.set(
-        title=f"{called}: test perplexity {test['perplexity']:.1f}, sd {test['sd']:.1f}, "
+        title=f"{called}: test perplexity {test['perplexity']:.4g}, sd {test['sd']:.2g}, "
         f"over {len(results['seeds'])} seeds",
         xlabel="step",
         ylabel="validation perplexity, exp(nats per token)",
     )
     figures.label_log10(axis)
+    axis.legend(fontsize=9)
     return figures.save(figure, folder / "figures", "perplexity")
 
 

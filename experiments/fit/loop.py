@@ -18,7 +18,7 @@ from lm.cells import CELLS
 from lm.checkpoint import Checkpoints
 from lm.data.batches import Batches, cut_windows
 from lm.data.corpus import Corpus
-from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward
+from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward, perplexity
 from lm.gradients.flow import measure_lags
 from lm.monitor import observe
 from lm.optim import Hyper, fitting_rate, make_schedule
@@ -110,7 +110,7 @@ def fit(
                 if step == due:
                     valid = evaluate(state.evaluated_params, "valid")
                     loss = valid.nats / valid.tokens
-                    if not np.isfinite(loss):  # of parameters that are finite, but past all use
+                    if not np.isfinite(perplexity(loss)):  # parameters are, but past all use
                         raise NotFiniteError(step, valid.nats, float(metrics.grad_norm[-1]))
                     known = float(state.monitor.best)
                     state = conclude(config, progress, state, loss)

@@ -56,6 +56,8 @@ class Progress:
         self._clip = clip
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._bar: Any = tqdm(total=last, initial=start, unit="step", dynamic_ncols=True)
+        self._bar.set_postfix_str("compiling")
+        self._valid = ""  # the last evaluation, for the bar
 
     def dispatch(
         self, step: int, metrics: Any, rates: np.ndarray, flow: Mapping[str, Any] | None = None
@@ -68,13 +70,14 @@ class Progress:
           flow: what else to log.
         """
         loss = float(metrics.nats.sum() / metrics.tokens.sum())
-        self._bar.update(len(metrics.nats))
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
-        done = self._bar.n - self._bar.initial
+        done = self._bar.n - self._bar.initial + len(metrics.nats)
         speed = done / elapsed * float(metrics.tokens.mean())
         self._bar.set_postfix_str(
-            f"loss {loss:.3f} perplexity {perplexity(loss):.1f} {speed:,.0f} tokens/s"
+            f"loss {loss:.3f} perplexity {perplexity(loss):.1f}{self._valid} {speed:,.0f} tokens/s",
+            refresh=False,
         )
+        self._bar.update(len(metrics.nats))
         scalars = {
             "loss": loss,
             "learning_rate": float(rates[-1]),
@@ -89,6 +92,7 @@ class Progress:
     def evaluation(self, step: int, loss: float, **more: Any) -> None:
         """A validation loss, nats per token."""
         self._log.write(step=step, valid=perplexity(loss), **more)
+        self._valid = f" (valid {perplexity(loss):.1f})"
         self._draw(step, {"valid/loss": loss, "valid/perplexity": perplexity(loss)})
 
     def note(self, step: int, **measured: Any) -> None:

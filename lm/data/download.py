@@ -191,7 +191,7 @@ def export_hub(
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise ValueError(
-            f"Hugging Face {hub.name}: needs `pip install 'recurrent-lm[data]'`"
+            f"Hugging Face {hub.name}: needs the package datasets in this environment"
         ) from None
     try:
         data = datasets.load_dataset(hub.name, hub.config)

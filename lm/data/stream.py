@@ -190,7 +190,7 @@ def read_blocks(
             if encoding != "latin-1" and b"\0" in raw:
                 raise ValueError(
                     f"{part}: a binary file (byte 0 at offset {offset + raw.index(0)}); give "
-                    "text, or --level=byte"
+                    "text, or train with --level=byte"
                 )
             waiting = len(decoder.getstate()[0])
             try:
@@ -198,7 +198,8 @@ def read_blocks(
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{part}: not UTF-8 (byte 0x{error.object[error.start]:02x} at offset "
-                    f"{offset - waiting + error.start}); convert it, or use --level=byte"
+                    f"{offset - waiting + error.start}); convert it (iconv -f latin1 -t utf8), or "
+                    "train with --level=byte"
                 ) from None
             held = ""
             if encoding != "latin-1":

@@ -51,14 +51,15 @@ def decode_text(raw: bytes, name: str, encoding: str = "utf-8") -> str:
         return raw.decode(encoding)
     if b"\0" in raw:
         raise ValueError(
-            f"{name}: a binary file (byte 0 at offset {raw.index(0)}); give text, or --level=byte"
+            f"{name}: a binary file (byte 0 at offset {raw.index(0)}); give text, or train with "
+            "--level=byte"
         )
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name}: not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); "
-            "convert it, or use --level=byte"
+            "convert it (iconv -f latin1 -t utf8), or train with --level=byte"
         ) from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
