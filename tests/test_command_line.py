@@ -256,6 +256,7 @@ def test_train_leaves_a_whole_run(trained):
     assert not list(folder.rglob("*.partial*"))
 
 
+@pytest.mark.whole
 def test_evaluate_agrees_with_train_for_any_batch(trained, book):
     folder, _ = trained
     results = json.loads((folder / "results.json").read_text())
@@ -271,6 +272,7 @@ def test_evaluate_agrees_with_train_for_any_batch(trained, book):
     assert_one_line(call("evaluate", f"--run={folder}", "--text=nowhere.txt"), "no such file")
 
 
+@pytest.mark.whole
 def test_generate_is_reproducible(trained):
     folder, _ = trained
     flags = [f"--run={folder}", "--tokens=20", "--prompt=the cat", "--temperature=0.8"]

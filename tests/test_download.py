@@ -357,7 +357,7 @@ def test_a_hub_out_of_reach_is_said(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="ConnectionError: Couldn't reach the hub"):
         export_hub(Hub("x/y"), {}, {}, None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"pip install 'recurrent-lm\[data\]'"):
+    with pytest.raises(ValueError, match=r"needs the package datasets"):
         export_hub(Hub("x/y"), {}, {}, None)
 
 
@@ -417,7 +417,7 @@ def test_without_a_network_one_line_says_what_to_do(server, tmp_path, monkeypatc
         f"{server}/403: it answers 403 Forbidden",
         f"put it at {tmp_path / corpus.CORPORA[name].target} ({remote.size:,} bytes",
         remote.digest.split(":")[1],
-        "" if name == "enwik8" else "pip install 'recurrent-lm[data]'",
+        "" if name == "enwik8" else "needs the package datasets",
     ):
         assert words in done.stderr
     assert list(tmp_path.iterdir()) == []

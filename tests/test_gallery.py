@@ -170,6 +170,7 @@ def test_lyapunov_spectra_are_whole_and_sorted(small_run):
     assert np.all(exponents[0, 1, :, 0] > exponents[0, 0, :, 0])  # bias 2 keeps more than bias 0
 
 
+@pytest.mark.whole
 def test_saliency_measures_what_a_network_that_remembers_does(monkeypatch):
     """A linear shift register that copies x(t - LAG) into the scores, and nothing else."""
     monkeypatch.setattr(saliency, "WINDOWS", 200)
@@ -212,6 +213,7 @@ def test_horizon_of_a_linear_network_is_analytic(monkeypatch):
         np.testing.assert_allclose(steps, expected, rtol=1e-4)
 
 
+@pytest.mark.whole
 def test_horizon_draws_every_library(monkeypatch):
     monkeypatch.setattr(horizon, "SCALES", np.asarray([0.1, 1.0, 10.0]))
     monkeypatch.setattr(horizon, "AXES", {"lstm": np.linspace(0, 6, 3)})

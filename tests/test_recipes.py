@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import struct
 from itertools import pairwise
 
 import jax
 import numpy as np
 import pytest
 from command_line import assert_one_line, call, write_book
+from tensorboardX.proto import event_pb2
 
 from experiments import flags
 from experiments.fit.config import Config, with_options
@@ -191,6 +193,32 @@ def test_the_best_checkpoint_is_what_is_evaluated(seeds):
     np.testing.assert_array_equal(last.params.softmax_b, state.average.params.softmax_b)
     assert not np.array_equal(last.params.softmax_b, state.params.softmax_b)
     assert not np.array_equal(best.params.softmax_b, last.params.softmax_b) or best.step == 6
+
+
+def scalars_of(folder):
+    """(tag, step) -> value of every event file, read record by record."""
+    found = {}
+    for path in folder.glob("events.*"):
+        raw, at = path.read_bytes(), 0
+        while at < len(raw):  # TFRecord: length, its checksum, the event, its checksum
+            (length,) = struct.unpack("<Q", raw[at : at + 8])
+            event = event_pb2.Event.FromString(raw[at + 12 : at + 12 + length])
+            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            at += 16 + length
+    return found
+
+
+def test_tensorboard_has_the_curves_of_the_json_lines(seeds):
+    one = seeds[1] / "seed-0"
+    drawn = scalars_of(one / "tensorboard")
+    lines = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) > 3
+    for line in lines:
+        if "valid" in line:
+            assert drawn["valid/perplexity", line["step"]] == pytest.approx(line["valid"], rel=1e-6)
+        else:
+            assert drawn["train/loss", line["step"]] == pytest.approx(line["loss"], rel=1e-6)
+            assert drawn["train/learning_rate", line["step"]] > 0
 
 
 def test_a_start_is_gone_on_from(seeds, tmp_path):
