@@ -25,6 +25,8 @@ install() {
   local extra=${1:-} stamp packages
   stamp="$(cksum <"$root/pyproject.toml") $version"
   [ "$(cat "$venv/.installed$extra" 2>/dev/null)" = "$stamp" ] && return
+  # What is there for the tests serves for everything else.
+  [ -z "$extra" ] && [ "$(cat "$venv/.installed[dev]" 2>/dev/null)" = "$stamp" ] && return
   if [ -e "$venv" ] && [ "$(version_of "$venv/bin/python")" != "$version" ]; then
     [ -f "$venv/pyvenv.cfg" ] || fail "$venv is there and is no environment; set VENV=another/folder"
     rm -rf "$venv"

@@ -3,7 +3,9 @@
 The library parses no flags, draws no plots and prints nothing. Imports run one way:
 
     tables, log_space, linalg, tasks <- cells <- config <- data
-              cells <- recurrence <- model <- loss, optim <- {train, evaluate, generate, gradients}
+    cells <- recurrence <- model <- loss, optim, monitor <- {train, evaluate, generate, gradients}
+                regularize <- model <- interop
+                              evaluate <- neural_cache <- dynamic_evaluation; surprisal
 
 Shape letters, used in every docstring and line-end comment:
 
