@@ -12,6 +12,6 @@ EXPERIMENTS: dict[str, str] = {
     "checks": "hold every gradient measure against laws that are known exactly",
     "gallery": "figures of gradient flow that nobody else draws, each with its finding",
     "flow_speed": "time the laboratory's one pass against a loop over lengths",
-    "throughput": "time the engine's backward pass against autodiff through lax.scan",
+    "throughput": "time training steps and layers against PyTorch, Flax, Haiku and Equinox",
     "report": "a page about one run or several, with figures and tables that sort",
 }

@@ -20,6 +20,8 @@ COLOURS = {
     "cifg": "#CC79A7",
     "nig": "#56B4E9",
     "nfg": "#000000",
+    "mingru": "#8F8F8F",
+    "minlstm": "#882255",
 }
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 

@@ -9,6 +9,8 @@ of `Config.of_preset(value)`: flags that are given override them.
 
 A Config with a field `given` finds in it the names of the flags that were typed.
 
+Every experiment has the flags of `Everywhere` besides its own.
+
 A Config whose class attribute `rest` names a field takes what is no flag into that field: a
 tuple of texts item by item, a text as one, joined by spaces.
 """
@@ -18,11 +20,13 @@ import os
 import sys
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from absl import flags
 
+from lm.config import DataConfig, option
 from lm.tables import unknown_name
 
 Config = TypeVar("Config")
@@ -30,6 +34,17 @@ Config = TypeVar("Config")
 # Full float32 on every backend, where the default of a GPU or TPU rounds the inputs.
 MATMUL_PRECISION = "highest"
 WRONG_USE = 2  # exit status of a mistake that the user can mend
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """Options of every experiment: of how it runs, not of what it finds."""
+
+    compilation_cache: bool = option(
+        True,
+        "keep compiled programs for the next run, at most 1 GB of them: in compiled in the folder "
+        "recurrent-lm in $XDG_CACHE_HOME or in ~/.cache, or in --cache_dir",
+    )
 
 
 def fail(program: str, message: str) -> NoReturn:
@@ -46,6 +61,13 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
       program: the experiment's name, for messages.
       doc: printed above the flags by --help.
     """
+    return parse_all(config_class, arguments, program, doc)[0]
+
+
+def parse_all(
+    config_class: type[Config], arguments: list[str], program: str, doc: str
+) -> tuple[Config, Everywhere]:
+    """`parse`, with what every experiment has."""
     omit = getattr(config_class, "omit", ())
     rest_field = getattr(config_class, "rest", "")
     preset_field = getattr(config_class, "preset", "")
@@ -57,7 +79,7 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
             defaults = of_preset(values[preset_field].value)
             values, rest = read_flags(defaults, omit, program, arguments)
     except flags.UnrecognizedFlagError as error:
-        known = dict.fromkeys(sorted(names(defaults, omit)), 0)
+        known = dict.fromkeys(sorted(names(defaults, omit) | names(Everywhere(), ())), 0)
         fail(program, unknown_name("flag", error.flagname, known))
     except flags.Error as error:
         fail(program, f"{error}; ./launch.sh {program} --help shows every flag")
@@ -67,6 +89,7 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
         takes = f" [{rest_field}]" if rest_field else ""
         print(f"{doc.strip()}\n\nusage: ./launch.sh {program} [--flag=value ...]{takes}\n")
         print_flags(defaults, "run", omit)
+        print_flags(Everywhere(), "every experiment", ())
         sys.exit(0)
     if rest and not rest_field:
         fail(program, f"{rest[0]!r} is no flag; wanted --name=value, as --help shows")
@@ -74,7 +97,8 @@ def parse(config_class: type[Config], arguments: list[str], program: str, doc: s
         config = build(defaults, values)
         if "given" in {field.name for field in dataclasses.fields(typing.cast(Any, config))}:
             config = dataclasses.replace(typing.cast(Any, config), given=typed(values))
-        return take_rest(config, rest_field, rest) if rest else config
+        config = take_rest(config, rest_field, rest) if rest else config
+        return config, build(Everywhere(), values)
     except ValueError as error:
         fail(program, f"{error} (--help shows every flag)")
 
@@ -87,6 +111,7 @@ def read_flags(
     values.set_gnu_getopt(True)  # flags may follow what is no flag
     flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
     define(values, defaults, omit)
+    define(values, Everywhere(), ())
     return values, values([program, *arguments])[1:]
 
 
@@ -195,10 +220,15 @@ def print_flags(defaults: Any, title: str, omit: tuple[str, ...]) -> None:
 def main(config_class: type[Config], run: Callable[[Config], object], doc: str | None) -> None:
     """Parse the command line, run the experiment, and turn a user's mistake into one line."""
     program = program_name()
-    config = parse(config_class, sys.argv[1:], program, doc or "")
+    config, everywhere = parse_all(config_class, sys.argv[1:], program, doc or "")
     import jax  # not before: --help answers without it
 
+    from experiments.compiled import keep_compiled
+    from lm.data.corpus import cache_folder
+
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
+    if everywhere.compilation_cache:
+        keep_compiled(cache_folder(getattr(config, "data", DataConfig())))
     try:
         run(config)
     except (ValueError, OSError, ArithmeticError) as error:

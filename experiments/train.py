@@ -14,14 +14,20 @@ checkpoint that was best on validation.
 A run can be killed at any moment; --resume continues it to the same parameters, bit for bit.
 """
 
+# ruff: noqa: E402
+import time
+
 from experiments import flags
 from experiments.fit.config import Config
+
+BEGAN = time.monotonic()
 
 if __name__ == "__main__":
     flags.answer_help(Config, __doc__)
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,7 @@ from experiments.fit.idle import refuse_idle, refuse_lost_start
 from experiments.fit.loop import fit, make_evaluate
 from experiments.fit.progress import corpus_bar
 from experiments.fit.signals import StopOnSignal
+from experiments.fit.startup import Startup
 from experiments.recipes import describe_recipes, load_recipe
 from experiments.trained import load_run, restore_best
 from lm import model
@@ -44,8 +51,15 @@ from lm.data.vocabulary import UNKNOWN_ID
 from lm.train import NotFiniteError
 
 
-def run(config: Config) -> Path | None:
-    """Train, evaluate, save. Returns the run's folder."""
+def run(config: Config, began: float | None = None) -> Path | None:
+    """Train, evaluate, save.
+
+    Args:
+      began: when the command did, on the clock of time.monotonic; None: now.
+
+    Returns:
+      The run's folder.
+    """
     if config.list_recipes:
         print(describe_recipes())
         return None
@@ -56,7 +70,7 @@ def run(config: Config) -> Path | None:
         if config.recipe:
             refuse_lost_start(config, load_recipe(config.recipe))
     with StopOnSignal() as stop:
-        return run_seeds(config, stop) if config.seeds > 1 else run_one(config, stop)
+        return run_seeds(config, stop) if config.seeds > 1 else run_one(config, stop, began)
 
 
 def stored_config(config: Config) -> Config:
@@ -74,8 +88,9 @@ def stored_config(config: Config) -> Config:
     return dataclasses.replace(stored, run=config.run, data=data, resume=True)
 
 
-def run_one(config: Config, stop: StopOnSignal) -> Path:
-    """One run in a folder of its own."""
+def run_one(config: Config, stop: StopOnSignal, began: float | None = None) -> Path:
+    """One run in a folder of its own; `began` as for `run`."""
+    began = time.monotonic() if began is None else began
     folder = run_folder.require(config.run) if config.resume else None
     trained = load_run(config.start) if config.start and not has_checkpoint(folder) else None
     vocabulary = trained.vocabulary if trained else None
@@ -97,8 +112,10 @@ def run_one(config: Config, stop: StopOnSignal) -> Path:
     describe(corpus)
     evaluate = make_evaluate(config, corpus)
     start = trained.params if trained else None
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        last, finished = fit(config, corpus, batches, folder, checkpoints, evaluate, stop, start)
+    with Checkpoints(folder / "checkpoints") as checkpoints, Startup(began) as startup:
+        last, finished = fit(
+            config, corpus, batches, folder, checkpoints, evaluate, stop, startup, start
+        )
         if not finished:
             again = f"./launch.sh train --run={folder} --resume"
             print(f"stopped at step {int(last.step)}; go on with: {again}")
@@ -202,4 +219,4 @@ def summarise_seeds(folder: Path, seeds: list[int], diverged: list[int]) -> dict
 
 
 if __name__ == "__main__":
-    flags.main(Config, run, __doc__)
+    flags.main(Config, partial(run, began=BEGAN), __doc__)

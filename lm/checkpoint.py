@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lm.train import TrainState
@@ -119,9 +120,14 @@ def _open(folder: Path, keep: int) -> ocp.CheckpointManager:
 
 def _read(manager: ocp.CheckpointManager, step: int, template: TrainState) -> TrainState:
     restored = manager.restore(step, args=ocp.args.StandardRestore(_plain(template)))
-    return restored.replace(key=jax.random.wrap_key_data(restored.key))
+    state: TrainState = restored.replace(key=jax.random.wrap_key_data(restored.key))
+    return jax.tree.map(lambda leaf, like: leaf if like.size else like, state, template)
 
 
 def _plain(state: TrainState) -> Any:
-    """The state with its typed PRNG key as the integers that it is made of."""
-    return state.replace(key=jax.random.key_data(state.key))  # type: ignore[attr-defined]
+    """The state with its typed PRNG key as the integers that it is made of.
+
+    Orbax refuses arrays without entries, such as W_h of a cell that has none: a 0 stands for one.
+    """
+    plain = state.replace(key=jax.random.key_data(state.key))  # type: ignore[attr-defined]
+    return jax.tree.map(lambda leaf: leaf if leaf.size else jnp.zeros((), leaf.dtype), plain)

@@ -85,6 +85,26 @@ class ModelConfig:
     )
     embedding_size: int = option(128, "units of a word's embedding", least=1, most=65536)
     tied: bool = option(False, "use the embedding as the softmax weights too")
+    softmax: str = option(
+        "full",
+        "full; adaptive (rare words in clusters, Grave et al. 2017); sampled (trained on its "
+        "targets and a few words drawn for each batch, evaluated in full)",
+        choices=("full", "adaptive", "sampled"),
+    )
+    cutoffs: tuple[int, ...] = option(
+        (),
+        "adaptive softmax: how many frequent words come before each cluster, ascending, as "
+        "2000,10000; empty: a sixteenth and a quarter of the vocabulary",
+        least=1,
+    )
+    tail_factor: int = option(
+        4,
+        "adaptive softmax: cluster i sees the output in hidden_size / tail_factor^i units",
+        least=1,
+    )
+    sampled_words: int = option(
+        4096, "sampled softmax: room for words drawn for a batch, its targets aside", least=1
+    )
     forget_bias: float = option(1.0, "bias that the LSTM's forget gate starts at")
     chrono: int = option(
         0,
@@ -107,6 +127,12 @@ class ModelConfig:
         choices=("scaled", "uniform", "pytorch"),
     )
     init_range: float = option(0.1, "r of the uniform and pytorch inits", above=0)
+    precision: str = option(
+        "float32",
+        "what the factors of matrix products are rounded to: float32 or bfloat16; parameters, "
+        "gates, states, sums, loss and norms stay float32",
+        choices=("float32", "bfloat16"),
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -119,6 +145,7 @@ class ModelConfig:
                 f"init is {self.init}, which draws weights from a range of its own; wanted "
                 "init=scaled with input_scale or recurrent_gain"
             )
+        check_softmax(self)
         if self.tied and self.embedding_size != self.layer_sizes[-1]:
             last = "last_hidden_size" if self.last_hidden_size else "hidden_size"
             raise ValueError(
@@ -127,10 +154,37 @@ class ModelConfig:
             )
 
     @property
+    def product_dtype(self) -> str | None:
+        """The dtype that operands of products are rounded to; None: none is."""
+        return None if self.precision == "float32" else self.precision
+
+    @property
     def layer_sizes(self) -> tuple[int, ...]:
         """H of each layer."""
         last = self.last_hidden_size or self.hidden_size
         return (*(self.hidden_size,) * (self.layers - 1), last)
+
+
+def check_softmax(config: ModelConfig) -> None:
+    """The options of the softmax against each other."""
+    for name, kind in (
+        ("cutoffs", "adaptive"),
+        ("tail_factor", "adaptive"),
+        ("sampled_words", "sampled"),
+    ):
+        value, default = getattr(config, name), getattr(ModelConfig, name)
+        if value != default and config.softmax != kind:
+            raise ValueError(
+                f"{name} is {value}, which does nothing with softmax={config.softmax}; wanted "
+                f"softmax={kind} with it"
+            )
+    if list(config.cutoffs) != sorted(set(config.cutoffs)):
+        raise ValueError(f"cutoffs are {', '.join(map(str, config.cutoffs))}; wanted ascending")
+    if config.softmax == "adaptive" and config.tied:
+        raise ValueError(
+            "tied with softmax=adaptive, whose rare words have fewer numbers than their "
+            "embeddings; wanted one of the two"
+        )
 
 
 @dataclass(frozen=True)

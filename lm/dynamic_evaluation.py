@@ -32,8 +32,8 @@ from jax import lax
 from lm import model
 from lm.config import ModelConfig
 from lm.evaluate import Pieces, Segments, cut_pieces, read_blocks, reset_rows
-from lm.loss import weighted_nats
 from lm.neural_cache import Memory, Reading, gather, init_memory, join, look_up
+from lm.softmax import exact_nats
 
 STEPS = 64  # segments a dispatch
 STATISTICS_STEPS = 16  # batches of the training text a dispatch
@@ -78,12 +78,8 @@ def mean_nats(
 ) -> tuple[jax.Array, tuple[model.Carry, jax.Array]]:
     """sum over words of weight * nats: (that, (carry, h [T, B, H])). weights [T, B]."""
     carry, h = model.apply(config, params, carry, segment.inputs, segment.mask)
-    nats = weighted_nats(
-        h.reshape(-1, h.shape[-1]),
-        model.softmax_weights(params),
-        params.softmax_b,
-        segment.targets.reshape(-1),
-        weights.reshape(-1),
+    nats = exact_nats(
+        params, h.reshape(-1, h.shape[-1]), segment.targets.reshape(-1), weights.reshape(-1)
     )
     return nats, (carry, h)
 
@@ -277,5 +273,5 @@ def measure_statistics(
             progress(int(part.mask.any(axis=(1, 2)).sum()))
     squares, count, _ = total
     rms = jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
-    means = [leaf.mean() for leaf in jax.tree.leaves(rms)]
+    means = [leaf.mean() for leaf in jax.tree.leaves(rms) if leaf.size]
     return Statistics(rms, jnp.stack(means).mean())

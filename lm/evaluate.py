@@ -22,7 +22,7 @@ from lm import model
 from lm.config import ModelConfig
 from lm.data.batches import BUCKETS, cut_sentences, pad
 from lm.data.vocabulary import END_ID, Vocabulary
-from lm.loss import token_nats
+from lm.softmax import exact_token_nats
 
 GUESS_TOKENS = 256  # tokens from the end of a row that the first guess of its end is made of
 STATE_TOLERANCE = 1e-5  # largest change of a state's entry that counts as none
@@ -98,12 +98,7 @@ def make_forward(config: ModelConfig) -> Forward:
         params: model.Params, carry: model.Carry, inputs: Any, targets: Any, mask: Any
     ) -> tuple[model.Carry, jax.Array]:
         carry, h = model.apply(config, params, carry, inputs, mask)
-        nats = token_nats(
-            h.reshape(-1, h.shape[-1]),
-            model.softmax_weights(params),
-            params.softmax_b,
-            targets.reshape(-1),
-        )
+        nats = exact_token_nats(params, h.reshape(-1, h.shape[-1]), targets.reshape(-1))
         return carry, jnp.where(mask, nats.reshape(targets.shape), 0)
 
     return jax.jit(forward)

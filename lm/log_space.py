@@ -21,9 +21,9 @@ class Scaled(NamedTuple):
 def log_norm(x: jax.Array) -> jax.Array:
     """log ||x||_2 over the last axis, in nats: log m + log(sum (x / m)^2) / 2, m = max |x|.
 
-    -inf for x = 0. [..., H] -> [...].
+    -inf for x = 0, also where it has no entries. [..., H] -> [...].
     """
-    largest = jnp.max(jnp.abs(x), axis=-1)
+    largest = jnp.max(jnp.abs(x), axis=-1, initial=0)
     safe = jnp.where(largest > 0, largest, 1)
     squares = jnp.sum((x / safe[..., None]) ** 2, axis=-1)
     return jnp.log(largest) + jnp.log(jnp.where(largest > 0, squares, 1)) / 2

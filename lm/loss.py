@@ -8,11 +8,14 @@ respect to the logits, softmax - onehot, needs nothing but the same chunk, so it
 in the forward pass while the chunk is there: three products in all, none repeated.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from lm.products import TRANSPOSED_LEFT, TRANSPOSED_RIGHT, column_sums, dot
 
 LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
 
@@ -24,7 +27,9 @@ def chunk_rows(rows: int, vocabulary: int, itemsize: int = 4, limit: int = LOGIT
     return -(-rows // chunks)
 
 
-def token_nats(h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array) -> jax.Array:
+def token_nats(
+    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, dtype: Any = None
+) -> jax.Array:
     """Negative log-likelihood of each target, in nats. For evaluation: not differentiated.
 
     Args:
@@ -32,6 +37,7 @@ def token_nats(h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array) -> 
       w: [H, V].
       b: [V].
       targets: int [N].
+      dtype: that operands of the product are rounded to; None: none is.
 
     Returns:
       float [N].
@@ -41,14 +47,19 @@ def token_nats(h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array) -> 
 
     def chunk_nats(inputs: Any) -> jax.Array:
         h_c, targets_c = inputs
-        return _nats_scores_log_z(h_c, w, b, targets_c)[0]
+        return _nats_scores_log_z(h_c, w, b, targets_c, dtype)[0]
 
     return lax.map(chunk_nats, (h_chunks, target_chunks)).reshape(-1)[: h.shape[0]]
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def weighted_nats(
-    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, weights: jax.Array
+    h: jax.Array,
+    w: jax.Array,
+    b: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    dtype: Any = None,
 ) -> jax.Array:
     """sum over n of weights_n * nll_n, a scalar in nats.
 
@@ -58,27 +69,33 @@ def weighted_nats(
       b: [V].
       targets: int [N].
       weights: float [N]: 0 on padding; 1 / tokens gives the mean per token.
+      dtype: that operands of the products are rounded to; None: none is.
     """
-    return jnp.sum(token_nats(h, w, b, targets) * weights)
+    return jnp.sum(token_nats(h, w, b, targets, dtype) * weights)
 
 
 def _weighted_forward(
-    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, weights: jax.Array
+    h: jax.Array,
+    w: jax.Array,
+    b: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    dtype: Any,
 ) -> tuple[jax.Array, Any]:
     rows = chunk_rows(h.shape[0], w.shape[1], h.dtype.itemsize)
     chunks = tuple(_chunked(array, rows) for array in (h, targets, weights))
-    w_transposed = w.T
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         d_w, d_b = carry
         h_c, targets_c, weights_c = inputs
-        nats, scores, log_z = _nats_scores_log_z(h_c, w, b, targets_c)
+        nats, scores, log_z = _nats_scores_log_z(h_c, w, b, targets_c, dtype)
         # d logits = weight * (softmax - onehot), written without a scatter.
         words = lax.broadcasted_iota(targets_c.dtype, scores.shape, 1)
         onehot = (words == targets_c[:, None]).astype(scores.dtype)
         d_scores = (jnp.exp(scores - log_z[:, None]) - onehot) * weights_c[:, None]
-        carry = d_w + h_c.T @ d_scores, d_b + d_scores.sum(axis=0)
-        return carry, (nats, d_scores @ w_transposed)
+        d_w_c = dot(h_c, d_scores, dtype, TRANSPOSED_LEFT)
+        d_h_c = dot(d_scores, w, dtype, TRANSPOSED_RIGHT)
+        return (d_w + d_w_c, d_b + column_sums(d_scores)), (nats, d_h_c)
 
     zeros = jnp.zeros_like(w), jnp.zeros_like(b)
     if chunks[0].shape[0] == 1:  # everything fits: no loop, no accumulator
@@ -91,7 +108,7 @@ def _weighted_forward(
     return jnp.sum(nats * weights), (d_h, d_w, d_b, nats)
 
 
-def _weighted_backward(residuals: Any, cotangent: jax.Array) -> tuple[Any, ...]:
+def _weighted_backward(dtype: Any, residuals: Any, cotangent: jax.Array) -> tuple[Any, ...]:
     d_h, d_w, d_b, nats = residuals
     return cotangent * d_h, cotangent * d_w, cotangent * d_b, None, cotangent * nats
 
@@ -108,12 +125,14 @@ def _chunked(array: jax.Array, rows: int) -> jax.Array:
 
 
 def _nats_scores_log_z(
-    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array
+    h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One chunk: nll [rows], logits [rows, V], log normaliser [rows]."""
-    scores = h @ w + b[None, :]
+    scores = dot(h, w, dtype) + b[None, :]
     log_z = jax.nn.logsumexp(scores, axis=-1)
     # The target's own score from its column of W: a gather from `scores` would make the
     # compiler write them all to memory once more (twice the time of the whole on a CPU).
+    if dtype is not None:  # the score that is among them
+        h, w = h.astype(dtype).astype(h.dtype), w.astype(dtype).astype(w.dtype)
     chosen = jnp.sum(h * jnp.take(w, targets, axis=1).T, axis=-1) + jnp.take(b, targets)
     return log_z - chosen, scores, log_z

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.adaptive_softmax import AdaptiveWeights, choose_cutoffs, init_tails, log_probabilities
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams, gate_bias_vector, init_params
 from lm.config import ModelConfig
-from lm.recurrence import drop, unroll
+from lm.embedding import is_table_cheaper, project_tokens, take_rows
+from lm.recurrence import drop, project, unroll_inputs
 from lm.regularize import NO_MASKS, Masks
 
 Carry = tuple[Any, ...]  # one state a layer
@@ -22,8 +24,8 @@ class Params(NamedTuple):
 
     embedding: jax.Array  # [V, D]
     layers: tuple[CellParams, ...]
-    softmax_w: jax.Array | None  # [H, V]; None: tied to the embedding
-    softmax_b: jax.Array  # [V]
+    softmax_w: jax.Array | AdaptiveWeights | None  # [H, V]; None: tied to the embedding
+    softmax_b: jax.Array  # [V]; of an adaptive softmax its head's
 
 
 def init(
@@ -64,19 +66,40 @@ def init(
     embedding = jax.random.normal(key_embedding, (vocabulary, config.embedding_size), dtype)
     # As softmax weights, embeddings of standard deviation 1 would start far from uniform.
     scale = config.input_scale / (config.embedding_size**0.5 if config.tied else 1.0)
-    softmax_w = jax.random.normal(key_softmax, (sizes[-1], vocabulary), dtype) / sizes[-1] ** 0.5
     params = Params(
-        embedding * scale,
-        layers,
-        None if config.tied else softmax_w,
-        jnp.zeros(vocabulary, dtype),
+        embedding * scale, layers, *init_softmax(key_softmax, config, vocabulary, dtype)
     )
     if config.init == "scaled":
         return params
     drawn = init_uniform(key_uniform, cell, params, config, bias)
     if config.init == "uniform":
         return drawn
-    return drawn._replace(softmax_b=jnp.zeros_like(params.softmax_b))
+    # A bias, of a cluster's too, starts at 0.
+    w, b = jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf) if leaf.ndim == 1 else leaf,
+        (drawn.softmax_w, drawn.softmax_b),
+    )
+    return drawn._replace(softmax_w=w, softmax_b=b)
+
+
+def init_softmax(
+    key: jax.Array, config: ModelConfig, vocabulary: int, dtype: Any
+) -> tuple[jax.Array | AdaptiveWeights | None, jax.Array]:
+    """(W, b) at the start of training."""
+    hidden = config.layer_sizes[-1]
+
+    def scaled(key: jax.Array, entries: int) -> jax.Array:
+        return jax.random.normal(key, (hidden, entries), dtype) / hidden**0.5
+
+    cutoffs: tuple[int, ...] = ()
+    if config.softmax == "adaptive":
+        cutoffs = choose_cutoffs(config.cutoffs, vocabulary)
+    if not cutoffs:
+        return None if config.tied else scaled(key, vocabulary), jnp.zeros(vocabulary, dtype)
+    key_head, key_tails = jax.random.split(key)
+    tails = init_tails(key_tails, hidden, vocabulary, cutoffs, config.tail_factor, dtype)
+    entries = cutoffs[0] + len(tails)
+    return AdaptiveWeights(scaled(key_head, entries), tails), jnp.zeros(entries, dtype)
 
 
 def init_uniform(
@@ -149,14 +172,11 @@ def apply(
     Returns:
       (carry after the last token, h [T, B, H]).
     """
-    cell = CELLS[config.cell]
-    h = jnp.take(params.embedding, tokens, axis=0)  # [T, B, D]
-    if masks.words is not None:
-        h = h * jnp.take(masks.words, tokens)[..., None]
-    h = drop(h, masks.input)
-    last = []
+    cell, dtype = CELLS[config.cell], config.product_dtype
+    last: list[Any] = []
     nothing = (None,) * config.layers
     between = (*masks.hidden, None) if masks.hidden else nothing
+    h = None
     for layer, state, gauge, hidden_mask, state_mask, weight_mask in zip(
         params.layers,
         carry,
@@ -166,21 +186,51 @@ def apply(
         masks.weights or nothing,
         strict=True,
     ):
+        if h is None:
+            z = first_input_products(params, tokens, masks, dtype)
+        else:
+            z = project(h, layer.w_x, layer.b, dtype)
         dropped = layer._replace(w_h=drop(layer.w_h, weight_mask))
-        state, h = unroll(cell, dropped, state, h, mask, gauge=gauge, state_mask=state_mask)
+        state, h = unroll_inputs(
+            cell, dropped, state, z, mask, gauge=gauge, state_mask=state_mask, dtype=dtype
+        )
         h = drop(h, hidden_mask)
         last.append(state)
+    assert h is not None
     return tuple(last), h
 
 
-def softmax_weights(params: Params) -> jax.Array:
+def first_input_products(
+    params: Params, tokens: jax.Array, masks: Masks, dtype: Any = None
+) -> jax.Array:
+    """z of the first layer, by way of each token or of each word. Tokens [T, B] -> [T, B, K]."""
+    layer, embedding, words = params.layers[0], params.embedding, masks.words
+    # With a mask of its own, a token's embedding is no longer its word's.
+    if masks.input is None and is_table_cheaper(
+        embedding.shape[0], tokens.size, layer.w_x.shape[0]
+    ):
+        embedding = drop(embedding, None if words is None else words[:, None])
+        return project_tokens(embedding, layer.w_x, layer.b, tokens, dtype)
+    e = take_rows(embedding, tokens)  # [T, B, D]
+    e = drop(e, None if words is None else jnp.take(words, tokens)[..., None])
+    return project(drop(e, masks.input), layer.w_x, layer.b, dtype)
+
+
+def softmax_weights(params: Params) -> jax.Array | AdaptiveWeights:
     """W of the softmax, [H, V]."""
     return params.embedding.T if params.softmax_w is None else params.softmax_w
 
 
 def logits(params: Params, h: jax.Array) -> jax.Array:
-    """Scores of the next token. h [..., H] -> [..., V]."""
-    scores = h.reshape(-1, h.shape[-1]) @ softmax_weights(params) + params.softmax_b[None, :]
+    """Scores of the next token, of an adaptive softmax log probabilities. h [..., H] -> [..., V].
+
+    All at once: `lm.softmax` has the loss without.
+    """
+    rows, w = h.reshape(-1, h.shape[-1]), softmax_weights(params)
+    if isinstance(w, AdaptiveWeights):
+        scores = log_probabilities(rows, w, params.softmax_b)
+    else:
+        scores = rows @ w + params.softmax_b[None, :]
     return scores.reshape(*h.shape[:-1], -1)
 
 

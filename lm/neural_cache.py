@@ -28,7 +28,7 @@ from jax import lax
 from lm import model
 from lm.config import ModelConfig
 from lm.evaluate import Segments, cut_pieces, read_blocks, reset_rows
-from lm.loss import token_nats
+from lm.softmax import exact_token_nats
 
 LENGTH = 64  # tokens looked up at once: changes the time, not the result
 STEPS = 16  # segments a dispatch
@@ -69,7 +69,7 @@ def init_memory(params: model.Params, window: int, length: int) -> Memory:
     """
     if window < 1:
         raise ValueError(f"window is {window}; wanted at least 1 word")
-    h_size = model.softmax_weights(params).shape[0]
+    h_size = params.layers[-1].w_h.shape[0]
     return Memory(
         jnp.zeros((window + length, h_size), params.embedding.dtype),
         jnp.zeros(window + length, jnp.int32),
@@ -162,7 +162,7 @@ def read_segment(
     carry = reset_rows(segment.reset, state.carry)
     carry, h = model.apply(config, params, carry, segment.inputs, segment.mask)
     words = segment.targets[:, 0]
-    nats = token_nats(h[:, 0], model.softmax_weights(params), params.softmax_b, words)
+    nats = exact_token_nats(params, h[:, 0], words)
     memory, log_cache = look_up(state.memory, h[:, 0], words, segment.mask[:, 0], nats, thetas)
     return CacheState(carry, memory), Reading(nats, log_cache)
 

@@ -48,7 +48,7 @@ def global_norm(tree: Any) -> jax.Array:
     A plain float32 norm is inf once entries pass 1e19, and 0 once all are under 1e-23.
     """
     leaves = jax.tree.leaves(tree)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return safe * jnp.sqrt(sum(jnp.sum((leaf / safe) ** 2) for leaf in leaves))
 

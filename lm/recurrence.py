@@ -25,7 +25,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
+from lm.linear_recurrence import run_diagonal
 from lm.log_space import log_norm
+from lm.products import TRANSPOSED_LEFT, affine, dot
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -49,6 +51,7 @@ def unroll(
     probe: Any = None,
     gauge: jax.Array | None = None,
     state_mask: jax.Array | None = None,
+    dtype: Any = None,
 ) -> tuple[Any, jax.Array]:
     """Run `cell` over a sequence.
 
@@ -64,6 +67,8 @@ def unroll(
         off the backward pass as it goes by.
       state_mask: [B, H] that h_{t-1} is multiplied by before the recurrent product of every
         step (Gal & Ghahramani 2016, arXiv:1512.05287); None: nothing is dropped.
+      dtype: that operands of products are rounded to; None: none is. Gates, states and sums
+        stay as they are.
 
     Returns:
       (s_T, h): the last state and all outputs [T, B, H], 0 on padding.
@@ -72,20 +77,38 @@ def unroll(
       ValueError: where shapes disagree.
     """
     check_shapes(cell, params, state, x, mask)
-    z = project(x, params.w_x, params.b)
+    z = project(x, params.w_x, params.b, dtype)
+    return unroll_inputs(cell, params, state, z, mask, probe, gauge, state_mask, dtype)
+
+
+def unroll_inputs(
+    cell: Cell,
+    params: CellParams,
+    state: Any,
+    z: jax.Array,
+    mask: jax.Array | None = None,
+    probe: Any = None,
+    gauge: jax.Array | None = None,
+    state_mask: jax.Array | None = None,
+    dtype: Any = None,
+) -> tuple[Any, jax.Array]:
+    """`unroll`, given the input products z [T, B, K], biases included."""
     if gauge is not None:
         z = read_cotangent(z, gauge)
-    last, h = recur(cell, params.w_h, params.vectors, state, z, mask, probe, state_mask)
+    if cell.diagonal is not None:
+        last, h = run_diagonal(cell, state, z, mask, probe)
+    else:
+        last, h = recur(cell, dtype, params.w_h, params.vectors, state, z, mask, probe, state_mask)
     return last, h if mask is None else jnp.where(mask[..., None], h, jnp.zeros_like(h))
 
 
-def project(x: jax.Array, w_x: jax.Array, b: jax.Array) -> jax.Array:
+def project(x: jax.Array, w_x: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     """z = x W_x + b for all steps as one product. [T, B, D] -> [T, B, K].
 
     Reshaped to two dimensions: the same product over (T, B) is half as fast on a CPU.
     """
     time, batch, size = x.shape
-    return (x.reshape(time * batch, size) @ w_x + b[None, :]).reshape(time, batch, -1)
+    return affine(x.reshape(time * batch, size), w_x, b, dtype).reshape(time, batch, -1)
 
 
 @jax.custom_vjp
@@ -113,17 +136,45 @@ def run_forward(
     z: jax.Array,
     mask: jax.Array | None,
     state_mask: jax.Array | None = None,
+    dtype: Any = None,
 ) -> tuple[Any, Trace]:
     """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
+    weights = w_h if dtype is None else w_h.astype(dtype)
 
-    def step(s_prev: Any, inputs: Any) -> tuple[Any, Any]:
-        z_t, mask_t = inputs
-        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, drop(s_prev.h, state_mask) @ w_h)
+    u_like = jax.ShapeDtypeStruct((z.shape[1], w_h.shape[1]), z.dtype)
+    like = jax.eval_shape(cell.linearize, vectors, state, z[0], u_like)[1]
+    slot = find_slot(like, z.shape[1:])
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        s_prev, buffer = carry
+        t, z_t, mask_t = inputs
+        if slot is not None:
+            z_t = lax.dynamic_index_in_dim(buffer, t, keepdims=False)
+        u_t = dot(drop(s_prev.h, state_mask), weights, dtype)
+        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, u_t)
         s_t = select(mask_t, s_t, s_prev)
-        return s_t, (s_t.h, tape_t)
+        leaves = jax.tree.leaves(tape_t)
+        if slot is not None:
+            buffer = lax.dynamic_update_index_in_dim(buffer, leaves.pop(slot), t, axis=0)
+        return (s_t, buffer), (s_t.h, leaves)
 
-    last, (h, tape) = lax.scan(step, state, (z, mask))
+    buffer, streamed = (None, z) if slot is None else (z, None)
+    steps = jnp.arange(len(z))
+    (last, buffer), (h, leaves) = lax.scan(step, (state, buffer), (steps, streamed, mask))
+    if slot is not None:
+        leaves.insert(slot, buffer)
+    tape = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return last, Trace(state.h, h, tape, mask, state_mask)
+
+
+def find_slot(tape: Tape, shape: tuple[int, ...]) -> int | None:
+    """Which leaf of a tape is as large as z, or None.
+
+    That leaf is written over z, step by step, and dL/dz over it on the way back: two arrays of
+    [T, B, K] less to hold, to fill with zeros and to bring into the cache.
+    """
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tape)]
+    return shapes.index(shape) if shape in shapes else None
 
 
 def pull_back_step(
@@ -133,11 +184,12 @@ def pull_back_step(
     mask_t: jax.Array | None,
     d_s: Any,
     state_mask: jax.Array | None = None,
+    dtype: Any = None,
 ) -> tuple[Any, Pulled]:
     """One step of the backward scan.
 
     Args:
-      w_h_transposed: [K, H], transposed once, outside the scan.
+      w_h_transposed: [K, H], transposed (and rounded to `dtype`) once, outside the scan.
       d_s: cotangent of s_t, complete.
 
     Returns:
@@ -145,16 +197,17 @@ def pull_back_step(
     """
     d_valid = select(mask_t, d_s, jax.tree.map(jnp.zeros_like, d_s))
     pulled = cell.pull_back(tape_t, d_valid)
-    d_h = pulled.state.h + drop(pulled.u @ w_h_transposed, state_mask)
+    d_h = pulled.state.h + drop(dot(pulled.u, w_h_transposed, dtype), state_mask)
     d_prev = pulled.state._replace(h=d_h)
     if mask_t is not None:
         d_prev = select(mask_t, d_prev, d_s)
     return d_prev, pulled
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def recur(
     cell: Cell,
+    dtype: Any,
     w_h: jax.Array,
     vectors: Vectors,
     state: Any,
@@ -164,10 +217,11 @@ def recur(
     state_mask: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """The recurrence proper, given the input products z [T, B, K]."""
+    weights = w_h if dtype is None else w_h.astype(dtype)
 
     def step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
         z_t, mask_t = inputs
-        u_t = drop(s_prev.h, state_mask) @ w_h
+        u_t = dot(drop(s_prev.h, state_mask), weights, dtype)
         s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
         return s_t, s_t.h
 
@@ -176,6 +230,7 @@ def recur(
 
 def _recur_forward(
     cell: Cell,
+    dtype: Any,
     w_h: jax.Array,
     vectors: Vectors,
     state: Any,
@@ -184,30 +239,47 @@ def _recur_forward(
     probe: Any,
     state_mask: jax.Array | None,
 ) -> tuple[Any, Any]:
-    last, trace = run_forward(cell, w_h, vectors, state, z, mask, state_mask)
+    last, trace = run_forward(cell, w_h, vectors, state, z, mask, state_mask, dtype)
     return (last, trace.h), (w_h, vectors, trace, probe is not None)
 
 
-def _recur_backward(cell: Cell, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     w_h, vectors, trace, probed = residuals
     d_last, d_h = cotangents
-    w_h_transposed = w_h.T
+    w_h_transposed = w_h.T if dtype is None else w_h.T.astype(dtype)
+
+    leaves, structure = jax.tree.flatten(trace.tape)
+    slot = find_slot(trace.tape, (*trace.h.shape[:2], len(cell.gates) * trace.h.shape[2]))
+    buffer = None if slot is None else leaves.pop(slot)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        d_s, d_vectors = carry
-        d_h_t, tape_t, mask_t = inputs
+        d_s, d_vectors, buffer = carry
+        t, d_h_t, leaves_t, mask_t = inputs
+        if slot is not None:
+            leaves_t = list(leaves_t)
+            leaves_t.insert(slot, lax.dynamic_index_in_dim(buffer, t, keepdims=False))
+        tape_t = jax.tree.unflatten(structure, leaves_t)
         d_s = d_s._replace(h=d_s.h + d_h_t)
-        d_prev, pulled = pull_back_step(cell, w_h_transposed, tape_t, mask_t, d_s, trace.state_mask)
+        d_prev, pulled = pull_back_step(
+            cell, w_h_transposed, tape_t, mask_t, d_s, trace.state_mask, dtype
+        )
         d_vectors = jax.tree.map(jnp.add, d_vectors, pulled.vectors)
         # Where the gates see z + u alone, dL/dz is dL/du: one array serves both.
         d_u = None if pulled.u is pulled.z else pulled.u
-        return (d_prev, d_vectors), (pulled.z, d_u, d_s)
+        if slot is None:
+            return (d_prev, d_vectors, None), (pulled.z, d_u, d_s)
+        buffer = lax.dynamic_update_index_in_dim(buffer, pulled.z, t, axis=0)
+        return (d_prev, d_vectors, buffer), (None, d_u, d_s)
 
     zero_vectors = jax.tree.map(jnp.zeros_like, vectors)
-    (d_first, d_vectors), (d_z, d_u, d_states) = lax.scan(
-        step, (d_last, zero_vectors), (d_h, trace.tape, trace.mask), reverse=True
+    (d_first, d_vectors, buffer), (stacked, d_u, d_states) = lax.scan(
+        step,
+        (d_last, zero_vectors, buffer),
+        (jnp.arange(len(d_h)), d_h, leaves, trace.mask),
+        reverse=True,
     )
-    d_w_h = recurrent_gradient(trace, d_z if d_u is None else d_u)
+    d_z: Any = stacked if slot is None else buffer
+    d_w_h = recurrent_gradient(trace, d_z if d_u is None else d_u, dtype)
     # An unused stack of d_states is dead code, which the compiler removes from the loop.
     return d_w_h, d_vectors, d_first, d_z, None, d_states if probed else None, None
 
@@ -220,12 +292,13 @@ def previous_h(trace: Trace) -> jax.Array:
     return jnp.concatenate([trace.h_first[None], trace.h[:-1]])
 
 
-def recurrent_gradient(trace: Trace, delta: jax.Array) -> jax.Array:
+def recurrent_gradient(trace: Trace, delta: jax.Array, dtype: Any = None) -> jax.Array:
     """dL/dW_h = sum over t of h_{t-1}^T delta_t, as one product. delta [T, B, K] -> [H, K]."""
     h_prev = previous_h(trace)
     if trace.state_mask is not None:
         h_prev = h_prev * trace.state_mask[None]
-    return h_prev.reshape(-1, h_prev.shape[-1]).T @ delta.reshape(-1, delta.shape[-1])
+    rows = h_prev.reshape(-1, h_prev.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    return dot(*rows, dtype, TRANSPOSED_LEFT)
 
 
 def unroll_step(
@@ -300,10 +373,11 @@ def check_shapes(
         raise ValueError(
             f"x has shape {x.shape}; wanted [T, B, {size}] to fit w_x {params.w_x.shape}"
         )
-    if width != len(cell.gates) * hidden or params.w_h.shape != (hidden, width):
+    gates, recurrent = len(cell.gates), cell.recurrent_gates
+    if width != gates * hidden or params.w_h.shape != (hidden, recurrent * hidden):
         raise ValueError(
             f"w_x {params.w_x.shape} and w_h {params.w_h.shape} do not fit a {cell.name}; "
-            f"wanted [D, {len(cell.gates)} H] and [H, {len(cell.gates)} H]"
+            f"wanted [D, {gates} H] and [H, {f'{recurrent} H' if recurrent else 0}]"
         )
     if state.h.shape != (x.shape[1], hidden):
         raise ValueError(f"state.h has shape {state.h.shape}; wanted {(x.shape[1], hidden)}")

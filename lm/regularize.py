@@ -67,7 +67,7 @@ def draw_masks(
     keys = dict(zip(Masks._fields, jax.random.split(key, len(Masks._fields)), strict=True))
     steps = time if config.dropout_masks == "independent" else 1
     sizes = network.layer_sizes
-    gates = len(CELLS[network.cell].gates)
+    gates = CELLS[network.cell].recurrent_gates
 
     def each_layer(name: str, rate: float, shapes: list[tuple[int, ...]]) -> tuple | None:
         if rate == 0 or not shapes:

@@ -84,7 +84,7 @@ def next_entropy(params: model.Params, h: jax.Array) -> jax.Array:
 
     Logits are made in chunks of rows, used and dropped.
     """
-    rows = chunk_rows(h.shape[0], params.softmax_b.shape[0], h.dtype.itemsize)
+    rows = chunk_rows(h.shape[0], params.embedding.shape[0], h.dtype.itemsize)
     padded = jnp.pad(h, ((0, -h.shape[0] % rows), (0, 0)))
 
     def chunk_entropy(h_c: jax.Array) -> jax.Array:

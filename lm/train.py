@@ -19,11 +19,12 @@ from jax import lax
 from lm import model
 from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig
 from lm.data.batches import Batch, Batches
-from lm.loss import weighted_nats
 from lm.monitor import Average, Monitor, averaged, init_average, init_monitor, take_in
 from lm.optim import Hyper, global_norm, make_optimizer
 from lm.recurrence import drop
 from lm.regularize import NO_MASKS, Masks, activation_penalty, draw_masks, slowness_penalty
+from lm.remat import rematerialize
+from lm.softmax import training_nats
 
 
 @flax.struct.dataclass
@@ -55,8 +56,8 @@ class StepMetrics:
     log_delta: jax.Array | None = None  # log ||dL/dz_t|| of each layer, t = 1 .. T, nats [L, T]
 
 
-# (state, hyper, batches) -> (state, metrics of each step, whether all parameters are finite)
-Block = Callable[[TrainState, Hyper, Any], tuple[TrainState, StepMetrics, jax.Array]]
+# (state, hyper, batches, count) -> (state, metrics of each step, whether all parameters are finite)
+Block = Callable[..., tuple[TrainState, StepMetrics, jax.Array]]
 
 
 def init_state(
@@ -91,8 +92,12 @@ def batch_nats(
     gauges: tuple[jax.Array, ...] | None = None,
     masks: Masks = NO_MASKS,
     regularize: RegularizeConfig = NOT_REGULARIZED,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[model.Carry, jax.Array, jax.Array]]:
     """Mean nats per token of a batch, the loss J, plus the penalties that are configured.
+
+    Args:
+      key: for the words of a sampled softmax, for this batch alone; None: exact.
 
     Returns:
       (J, (carry after the batch, sum of nats without penalties, tokens)).
@@ -102,12 +107,13 @@ def batch_nats(
     weights = jnp.ones(batch.targets.shape) if batch.mask is None else batch.mask
     weights = weights.reshape(-1).astype(h.dtype)
     tokens = weights.sum()
-    mean = weighted_nats(
+    mean = training_nats(
+        config,
+        params,
         dropped.reshape(-1, h.shape[-1]),
-        model.softmax_weights(params),
-        params.softmax_b,
         batch.targets.reshape(-1),
-        weights / tokens,
+        weights / jnp.maximum(tokens, 1),  # there is none in a chunk of padding
+        key,
     )
     loss = mean
     if regularize.activation_penalty:
@@ -127,27 +133,39 @@ def train_step(
     *,
     regularize: RegularizeConfig = NOT_REGULARIZED,
     log_gradient_flow: bool = False,
+    remat: bool = False,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of the optimizer. `batch` is a Batch without a leading axis.
 
     Args:
-      regularize: dropout and penalties; the masks are drawn from the state's key and step.
+      regularize: dropout and penalties; the masks are drawn from the state's key and step, as are
+        the words of a sampled softmax.
       log_gradient_flow: read log ||dL/dz_t|| off the backward pass, for StepMetrics.log_delta.
+      remat: hold the activations of about sqrt(T) steps at a time, `lm.remat`.
     """
     carry = jax.tree.map(lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), state.carry)
     time, rows = batch.inputs.shape
+    key = jax.random.fold_in(state.key, state.step)
     masks = draw_masks(
-        jax.random.fold_in(state.key, state.step),
+        key,
         regularize,
         config,
-        len(state.params.softmax_b),
+        len(state.params.embedding),
         time,
         rows,
     )
-    loss = jax.value_and_grad(batch_nats, argnums=(1, 4), has_aux=True)
+    nats_of = rematerialize(batch_nats) if remat else batch_nats
+    loss = jax.value_and_grad(nats_of, argnums=(1, 4), has_aux=True)
     gauges = (jnp.zeros(time),) * config.layers if log_gradient_flow else None
     (_, (carry, nats, tokens)), (grads, read) = loss(
-        config, state.params, carry, batch, gauges, masks, regularize
+        config,
+        state.params,
+        carry,
+        batch,
+        gauges,
+        masks,
+        regularize,
+        jax.random.fold_in(key, len(Masks._fields)),  # past those that `key` is split into
     )
     rate = state.monitor.rate if batch.rate is None else state.monitor.rate * batch.rate
     optimizer = make_optimizer(
@@ -173,28 +191,55 @@ def make_block(
     *,
     regularize: RegularizeConfig = NOT_REGULARIZED,
     log_gradient_flow: bool = False,
+    remat: bool = False,
 ) -> Block:
     """Compile many steps into one dispatch, a Block.
 
-    The state is donated: use the one that comes back.
+    `block(state, hyper, batches, count)` takes the first `count` of the stacked batches, all of
+    them where it is not given. Both `hyper` and `count` are traced: one program serves every
+    rate, clip, seed, and number of steps up to that of the batches, step by step to the same
+    bits. The state is donated: use the one that comes back. Metrics are [steps of the batches],
+    0 past `count`.
     """
-    one_step = partial(
-        train_step,
-        config,
-        optim,
-        schedule,
-        regularize=regularize,
-        log_gradient_flow=log_gradient_flow,
+    one_step = jax.jit(  # traced once, for its shapes and in the loop
+        partial(
+            train_step,
+            config,
+            optim,
+            schedule,
+            regularize=regularize,
+            log_gradient_flow=log_gradient_flow,
+            remat=remat,
+        )
     )
 
-    def block(
-        state: TrainState, hyper: Hyper, batches: Any
+    def run_steps(
+        state: TrainState, hyper: Hyper, batches: Any, count: jax.Array
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
-        state, metrics = lax.scan(lambda s, batch: one_step(s, hyper, batch), state, batches)
+        def batch_of(index: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf[index], batches)
+
+        def step(index: jax.Array, carried: Any) -> Any:
+            state, metrics = carried
+            state, measured = one_step(state, hyper, batch_of(index))
+            return state, jax.tree.map(lambda a, m: a.at[index].set(m), metrics, measured)
+
+        _, measured = jax.eval_shape(one_step, state, hyper, batch_of(0))
+        size = len(batches.reset)
+        metrics = jax.tree.map(lambda m: jnp.zeros((size, *m.shape), m.dtype), measured)
+        state, metrics = lax.fori_loop(0, count, step, (state, metrics))
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
         return state, metrics, jnp.all(jnp.stack(finite))
 
-    return jax.jit(block, donate_argnums=0)
+    compiled = jax.jit(run_steps, donate_argnums=0)
+
+    def block(
+        state: TrainState, hyper: Hyper, batches: Any, count: int | None = None
+    ) -> tuple[TrainState, StepMetrics, jax.Array]:
+        steps = len(batches.reset) if count is None else count
+        return compiled(state, hyper, batches, np.int32(steps))
+
+    return block
 
 
 class NotFiniteError(ArithmeticError):
@@ -233,12 +278,26 @@ def run_blocks(
     step = int(state.step)
     while step < stop:
         chunk: Batch = batches.block(step, min(steps_per_dispatch, stop - step))
-        state, metrics, finite = block(state, hyper, chunk)
-        measured = jax.tree.map(np.asarray, metrics)
+        count = len(chunk.reset)
+        state, metrics, finite = block(state, hyper, fill(chunk, steps_per_dispatch), count)
+        measured = jax.tree.map(lambda m, count=count: np.asarray(m)[:count], metrics)
         bad = ~(np.isfinite(measured.nats) & np.isfinite(measured.grad_norm))
         bad[-1] |= not finite
         if bad.any():
             first = int(bad.argmax())
             raise NotFiniteError(step + first, measured.nats[first], measured.grad_norm[first])
-        step += len(chunk.reset)
+        step += count
         yield state, measured
+
+
+def fill(chunk: Batch, steps: int) -> Batch:
+    """A block of batches with a leading axis of `steps`, zeros after its own."""
+    spare = steps - len(chunk.reset)
+    if spare == 0:
+        return chunk
+
+    def longer(leaf: np.ndarray) -> np.ndarray:
+        return np.concatenate([leaf, np.zeros((spare, *leaf.shape[1:]), leaf.dtype)])
+
+    filled: Batch = jax.tree.map(longer, chunk)
+    return filled

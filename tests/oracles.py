@@ -69,6 +69,22 @@ def coupled_step(p, s, x):
     return {"c": c, "h": o * np.tanh(c)}
 
 
+def min_gru_step(p, s, x):
+    """Feng et al. 2024, Algorithm 1 (their z is q here); columns q, n. Nothing recurrent."""
+    n = s["h"].shape[-1]
+    a = x @ p["w_x"] + p["b"]
+    q = sigmoid(a[:, :n])
+    return {"h": (1 - q) * s["h"] + q * a[:, n:]}
+
+
+def min_lstm_step(p, s, x):
+    """Feng et al. 2024, Algorithm 3: gates divided by their sum; columns f, i, n."""
+    n = s["h"].shape[-1]
+    a = x @ p["w_x"] + p["b"]
+    f, i = sigmoid(a[:, :n]), sigmoid(a[:, n : 2 * n])
+    return {"h": f / (f + i) * s["h"] + i / (f + i) * a[:, 2 * n :]}
+
+
 STEPS = {
     "rnn": rnn_step,
     "irnn": irnn_step,
@@ -77,6 +93,8 @@ STEPS = {
     "nig": no_input_gate_step,
     "nfg": no_forget_gate_step,
     "cifg": coupled_step,
+    "mingru": min_gru_step,
+    "minlstm": min_lstm_step,
 }
 FIELDS = {
     "rnn": ("h",),
@@ -86,6 +104,8 @@ FIELDS = {
     "nig": ("c", "h"),
     "nfg": ("c", "h"),
     "cifg": ("c", "h"),
+    "mingru": ("h",),
+    "minlstm": ("h",),
 }
 
 
@@ -122,6 +142,38 @@ def cross_entropy(h, w, b, targets):
         scores = row @ w + b
         top = scores.max()
         out.append(top + np.log(np.exp(scores - top).sum()) - scores[target])
+    return np.asarray(out)
+
+
+def adaptive_distribution(h, w, b, tails):
+    """Grave et al. 2017: p of every word after one state h [H]. tails: (P, W, b) of each cluster.
+
+    The head's first entries are words, its last ones clusters, whose words follow in order."""
+
+    def softmax(x, w, b):
+        scores = [sum(x[i] * w[i, v] for i in range(len(x))) + b[v] for v in range(len(b))]
+        total = sum(np.exp(s - max(scores)) for s in scores)
+        return [np.exp(s - max(scores)) / total for s in scores]
+
+    head = softmax(h, w, b)
+    words = len(head) - len(tails)
+    p = head[:words]
+    for entry, (projection, w_i, b_i) in zip(head[words:], tails, strict=True):
+        p += [entry * within for within in softmax(h @ projection, w_i, b_i)]
+    return np.asarray(p)
+
+
+def sampled_nats(h, w, b, targets, words, q):
+    """Sampled softmax, row by row: the target against the drawn words that are not the target.
+
+    Scores less log q, q [V] being how probably each word is drawn (Jean et al. 2015, eq. 8-10;
+    Bengio & Senecal 2008)."""
+    out = []
+    for row, target in zip(h, targets, strict=True):
+        candidates = [target, *(v for v in words if v != target)]
+        scores = [row @ w[:, v] + b[v] - np.log(q[v]) for v in candidates]
+        best = max(scores)
+        out.append(best + np.log(sum(np.exp(s - best) for s in scores)) - scores[0])
     return np.asarray(out)
 
 

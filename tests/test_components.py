@@ -53,7 +53,7 @@ def layer(x64, name):
     return cell, params, state, x, d_h
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [name for name in CELLS if CELLS[name].diagonal is None])
 def test_gram_is_that_of_untied_copies(layer):
     cell, params, state, x, d_h = layer
     copies = untied_gradients(cell, params, state, x, d_h).reshape(len(x), -1)

@@ -268,6 +268,7 @@ def test_flax_draws_are_flax_s():
         (["--figures="], ("figures", "wanted 1 to 7")),
         (["--figures=gram,gram"], ("each once",)),
         (["--cells=rnn,lstn"], ("did you mean 'lstm'",)),
+        (["--cells=rnn,mingru"], ("figures has gram", "cells mingru, which have no W_h")),
         (["--hidden_size=4"], ("hidden_size is 4",)),
         (["--lags=2"], ("lags is 2",)),
         (["--corpus=typo.txt"], ("no such file", "typo.txt")),  # before the other figures

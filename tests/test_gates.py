@@ -31,6 +31,8 @@ GATES = {
     "nig": {"f", "o", "g"},
     "nfg": {"i", "o", "g"},
     "cifg": {"f", "o", "g"},
+    "mingru": {"q", "n"},
+    "minlstm": {"f", "i", "n"},
 }
 
 
@@ -80,12 +82,15 @@ def test_activations_are_those_of_the_step(name, x64):
     states, gates = gate_activations(cell, params, state, x)
     s = state
     for t in range(len(x)):
-        c_prev = getattr(s, "c", None)
+        c_prev, h_prev = getattr(s, "c", None), s.h
         s, _ = as_step(cell)(params, s, x[t])
         np.testing.assert_allclose(states.h[t], s.h, rtol=1e-12)
         if name == "lstm":
             c = gates["f"][t] * c_prev + gates["i"][t] * gates["g"][t]
             np.testing.assert_allclose(c, s.c, rtol=1e-12)
+        if name == "minlstm":
+            h = gates["f"][t] * h_prev + gates["i"][t] * gates["n"][t]
+            np.testing.assert_allclose(h, s.h, rtol=1e-12)
     assert set(gates) == GATES[name]
 
 

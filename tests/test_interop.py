@@ -136,8 +136,9 @@ def test_a_single_layer_goes_both_ways():
     }
     np.testing.assert_array_equal(arrays["bias_hh_l2"], [0] * 8 + [0, 1, 2, 3])
     assert_same_bits(pytorch.import_layer("gru", arrays, 2), layer)
-    with pytest.raises(ValueError, match=r"cell is cifg.*lstm, gru, rnn, irnn"):
-        pytorch.export_layer("cifg", layer)
+    for cell in ("cifg", "mingru"):
+        with pytest.raises(ValueError, match=rf"cell is {cell}.*lstm, gru, rnn, irnn"):
+            pytorch.export_layer(cell, layer)
 
 
 def awd_arrays():
@@ -364,6 +365,7 @@ def library():
         ("irnn", "pytorch", {"forget_bias": 2.5}),
         ("gru", "ours", {"layers": 2, "last_hidden_size": 4}),
         ("cifg", "ours", {"tied": True}),
+        ("minlstm", "ours", {"layers": 2}),
     ],
 )
 def test_files_keep_every_bit(library, cell, layout, options, tmp_path):

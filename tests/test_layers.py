@@ -11,15 +11,18 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import from ranks before its own, and within its own package or file.
 LAYERS = [
-    {"lm.tables", "lm.log_space", "lm.linalg", "lm.tasks"},
+    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks"},
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},
+    {"lm.linear_recurrence", "lm.embedding"},
     {"lm.recurrence"},
-    {"lm.regularize"},
+    {"lm.regularize", "lm.adaptive_softmax"},
     {"lm.model"},
     {"lm.interop"},
     {"lm.loss", "lm.optim", "lm.monitor"},
+    {"lm.adaptive_loss", "lm.sampled_softmax"},
+    {"lm.softmax", "lm.remat"},
     {"lm.train", "lm.evaluate", "lm.generate", "lm.gradients"},
     {"lm.neural_cache"},
     {"lm.dynamic_evaluation", "lm.surprisal"},

@@ -121,6 +121,7 @@ def test_mistakes_in_recipes():
         (["--beta1=0.5"], "wanted optimizer adam beside it"),
         (["--patience=3"], "wanted averaging triggered, or early_stop"),
         (["--dropout_masks=independent", "--weight_drop=0.5"], "dropout_masks does nothing"),
+        (["--cell=mingru", "--weight_drop=0.5"], "a recurrent product, which mingru lacks"),
         (["--last_hidden_size=9"], "wanted layers of 2 or more"),
         (["--init_range=0.3"], "wanted init uniform or pytorch"),
         (["--early_stop", "--averaging=triggered"], "early_stop stops at the evaluation"),

@@ -40,6 +40,11 @@ class Config:
     resume: bool = option(False, "go on with the run in --run, with the options it was made with")
     start: str = option("", "a trained run whose parameters this one starts from; empty: none")
     steps_per_dispatch: int = option(50, "training steps in one compiled call", least=1)
+    remat: bool = option(
+        False,
+        "keep what the backward pass needs of about sqrt(length) steps at a time and compute the "
+        "rest again: memory for very long rows, for about a third more time",
+    )
     evaluate_every: int = option(0, "steps between evaluations; 0: each epoch", least=0)
     checkpoint_every: int = option(500, "steps between checkpoints", least=1)
     log_gradient_flow: bool = option(
@@ -60,6 +65,11 @@ class Config:
             raise ValueError(f"seed is {self.seed} with {self.seeds} seeds; wanted all below 2^31")
         if self.resume and not self.run:
             raise ValueError("resume needs --run=FOLDER, the run to go on with")
+        if self.remat and self.regularize.slowness_penalty:
+            raise ValueError(
+                f"slowness_penalty is {self.regularize.slowness_penalty} with remat, whose chunks "
+                "do not see each other's outputs; wanted one of the two"
+            )
         if self.regularize.dropout_hidden and self.model.layers == 1:
             raise ValueError(
                 f"dropout_hidden is {self.regularize.dropout_hidden} with one layer, between which "

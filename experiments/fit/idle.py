@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.fit.config import Config
+from lm.cells import CELLS
 
 STARTS = ("init", "init_range", "forget_bias", "chrono", "input_scale", "recurrent_gain")
 
@@ -15,6 +16,10 @@ def refuse_idle(config: Config) -> None:
     optim, network, regularize = config.optim, config.model, config.regularize
     masked = regularize.dropout_input, regularize.dropout_hidden, regularize.dropout_output
     watched = optim.averaging == "triggered" or optim.early_stop
+    product = (
+        CELLS[network.cell].diagonal is None,
+        f"a recurrent product, which {network.cell} lacks,",
+    )
     # option -> (whether it does something, what would make it)
     needs: dict[str, tuple[bool, str]] = {
         "decay": (optim.schedule in ("step", "plateau"), "schedule step or plateau"),
@@ -25,6 +30,7 @@ def refuse_idle(config: Config) -> None:
         "patience": (watched, "averaging triggered, or early_stop"),
         "dropout_masks": (any(masked), "dropout_input, dropout_hidden or dropout_output"),
         "init_range": (network.init != "scaled", "init uniform or pytorch"),
+        **dict.fromkeys(("dropout_state", "weight_drop", "recurrent_gain"), product),
         "last_hidden_size": (network.layers > 1, "layers of 2 or more"),
         **dict.fromkeys(STARTS if config.start else (), (False, "no start, whose weights it has")),
     }

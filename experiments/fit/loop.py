@@ -12,6 +12,7 @@ import numpy as np
 from experiments.fit.config import Config
 from experiments.fit.progress import Progress
 from experiments.fit.signals import StopOnSignal
+from experiments.fit.startup import Startup
 from experiments.run_folder import MetricsLog
 from lm import model
 from lm.cells import CELLS
@@ -42,6 +43,7 @@ def fit(
     checkpoints: Checkpoints,
     evaluate: Evaluate,
     stop: StopOnSignal,
+    startup: Startup,
     start: model.Params | None = None,
 ) -> Fitted:
     """Train to the last step, or until a signal asks to stop.
@@ -49,6 +51,7 @@ def fit(
     Args:
       evaluate: from `make_evaluate`.
       stop: open; asked between dispatches.
+      startup: open; says after the first dispatch how long it took to come.
       start: parameters to begin with, in place of drawn ones.
 
     Raises:
@@ -69,18 +72,22 @@ def fit(
     rate = fitting_rate(config.optim, CELLS[config.model.cell].learning_rate)
     hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
     schedule = make_schedule(config.optim, per_epoch, last)
-    block = make_block(
-        config.model,
-        config.optim,
-        schedule,
-        regularize=config.regularize,
-        log_gradient_flow=config.log_positions,
+    factor_at = jax.jit(schedule)
+    block = startup.watch(
+        make_block(
+            config.model,
+            config.optim,
+            schedule,
+            regularize=config.regularize,
+            log_gradient_flow=config.log_positions,
+            remat=config.remat,
+        )
     )
     measure = make_measure_lags(config, corpus) if config.log_gradient_flow else None
     begun = bool(MetricsLog.read(folder / "metrics.jsonl"))
-    step = int(state.step)
+    step = first = int(state.step)
     evaluate_every = config.evaluate_every or per_epoch
-    per_dispatch = min(config.steps_per_dispatch, config.checkpoint_every)
+    per_dispatch = min(config.steps_per_dispatch, config.checkpoint_every, evaluate_every, last)
     with Progress(folder, start=step, last=last, clip=config.optim.clip) as progress:
         if start is not None and not resumed:
             state = begin_with(start, state, evaluate, progress)
@@ -91,17 +98,21 @@ def fit(
         while not done and not stop.asked:
             # Dispatches end at evaluations, and start from where the last of them ended or from
             # a checkpoint, which is saved after one: at the same steps in every process, whether
-            # the run was resumed or not, and of two lengths in all, each compiled once.
+            # the run was resumed or not, so that it logs the same lines.
             due = min(last, (step // evaluate_every + 1) * evaluate_every)
             dispatches = run_blocks(
                 state, hyper, block, batches, stop=due, steps_per_dispatch=per_dispatch
             )
             try:
                 for state, metrics in dispatches:
-                    rates = rate * float(state.monitor.rate) * read_schedule(schedule, state, step)
+                    took = startup.finish(len(metrics.nats)) if step == first else None
                     before, step = step, int(state.step)
+                    factor = float(state.monitor.rate) * float(factor_at(np.int32(step - 1)))
                     flow = flow_of(config, metrics, measure, state.params)
-                    progress.dispatch(step, metrics, rates, flow)
+                    if took is not None:
+                        progress.say(f"{took}")
+                        flow |= took._asdict()
+                    progress.dispatch(step, metrics, rate * factor, flow)
                     every = config.checkpoint_every
                     if step < due and (stop.asked or step // every > before // every):
                         checkpoints.save(state)
@@ -137,11 +148,6 @@ def begin_with(
         params=jax.tree.map(jnp.array, start), monitor=monitor
     )
     return state
-
-
-def read_schedule(schedule: Any, state: TrainState, first: int) -> np.ndarray:
-    """The schedule's factor at each step from `first` to the state's."""
-    return np.asarray(jax.vmap(schedule)(np.arange(first, int(state.step))))
 
 
 def finished(config: Config, state: TrainState, last: int) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from experiments.run_folder import MetricsLog
@@ -60,14 +59,14 @@ class Progress:
         self._valid = ""  # the last evaluation, for the bar
 
     def dispatch(
-        self, step: int, metrics: Any, rates: np.ndarray, flow: Mapping[str, Any] | None = None
+        self, step: int, metrics: Any, rate: float, more: Mapping[str, Any] | None = None
     ) -> None:
         """One dispatch of training that ended at `step`.
 
         Args:
           metrics: StepMetrics of arrays [steps].
-          rates: learning rate of each step.
-          flow: what else to log.
+          rate: learning rate of its last step.
+          more: what else to log.
         """
         loss = float(metrics.nats.sum() / metrics.tokens.sum())
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
@@ -80,12 +79,12 @@ class Progress:
         self._bar.update(len(metrics.nats))
         scalars = {
             "loss": loss,
-            "learning_rate": float(rates[-1]),
+            "learning_rate": rate,
             "grad_norm": float(metrics.grad_norm.mean()),
             "clipped": float((metrics.grad_norm > self._clip).mean()),
             "tokens_per_second": speed,
         }
-        self._log.write(step=step, **scalars, time=time.time(), **(flow or {}))
+        self._log.write(step=step, **scalars, time=time.time(), **(more or {}))
         self._draw(step, {f"train/{name}": value for name, value in scalars.items()})
         self._draw(step, {"train/perplexity": perplexity(loss)})
 

@@ -231,7 +231,7 @@ def draw_main(results: Results) -> Any:
             band = seed_band(lag_h - lag_h[:, 1:2])
         at = np.arange(1, lag_h.shape[1])
         figures.plot_band(left, at, *(part[1:] for part in band), label=line.label, **line.style)
-        if lengths_too:
+        if f"{line.prefix}/length_w" in arrays:
             plot_log(axes[1], results, "length_w", line, x=arrays["lengths"])
     left.set(
         title=f"How much of the last {unit}'s loss reaches back",
@@ -426,7 +426,8 @@ def draw_paths(results: Results) -> Any:
             style=line.style | {"linewidth": 1, "marker": ".", "markevery": 0.06},
             label=f"{line.label}: through $W_h$",
         )
-        plot_log(axis, results, "path_recurrent", through)
+        if np.isfinite(by_seed(results, line, "path_recurrent")).any():
+            plot_log(axis, results, "path_recurrent", through)
     axis.set(
         title="Two ways back: along the cell state, and through the recurrent weights",
         xlabel=f"lag ({results.unit}s)",

@@ -52,7 +52,9 @@ def lags(setting: Setting, subject: Subject) -> Found:
 
 
 def lengths(setting: Setting, subject: Subject) -> Found:
-    """Measure 5: ||dL_T/dW_h|| against T, [lengths, B]."""
+    """Measure 5: ||dL_T/dW_h|| against T, [lengths, B]; nothing of a cell without W_h."""
+    if setting.cell.diagonal is not None:
+        return {}
     state = zero_state(setting, subject)
     return {
         "length_w": measure_layer_lengths(
@@ -62,7 +64,12 @@ def lengths(setting: Setting, subject: Subject) -> Found:
 
 
 def shares(setting: Setting, subject: Subject) -> Found:
-    """Measures 4 and 13: each lag's share of dL_T/dW_h, and what truncation loses. [lags, B]."""
+    """Measures 4 and 13: each lag's share of dL_T/dW_h, and what truncation loses. [lags, B].
+
+    Nothing of a cell without W_h.
+    """
+    if setting.cell.diagonal is not None:
+        return {}
     trace, injected = run_layer(setting, subject)
     flow = pull_back_log(setting.cell, subject.layer, trace, injected)
 
@@ -127,8 +134,10 @@ def split(setting: Setting, subject: Subject) -> Found:
 def forward_sensitivity(setting: Setting, subject: Subject) -> Found:
     """Measure 15: log of the root of the mean of ||(ds_t/dW_h) v||^2 over random v, [T, B].
 
-    An estimate of ||ds_t/dW_h||_F.
+    An estimate of ||ds_t/dW_h||_F. Nothing of a cell without W_h.
     """
+    if setting.cell.diagonal is not None:
+        return {}
     state = zero_state(setting, subject)
     w_h = subject.layer.w_h
     nothing = jax.tree.map(jnp.zeros_like, subject.layer)

@@ -39,6 +39,16 @@ def measure(config: Config, done: Done) -> Arrays:
     return arrays
 
 
+def check(config: Config) -> None:
+    """Raise ValueError for a cell without recurrent weights."""
+    without = [name for name in config.cells if CELLS[name].diagonal is not None]
+    if without:
+        raise ValueError(
+            f"figures has gram, of dL/dW_h, and cells {', '.join(without)}, which have no W_h; "
+            "wanted figures without gram, or cells that have one"
+        )
+
+
 def make_measure(config: Config, name: str) -> Any:
     """Seeds [S] -> (Gram of each, shares [S, T])."""
     cell = CELLS[name]
@@ -167,4 +177,4 @@ def draw_shares(axis: Any, config: Config, arrays: Arrays) -> None:
     axis.legend(loc="upper right")
 
 
-PLATE = Plate(measure, describe, draw, parts=lambda config: len(config.cells))
+PLATE = Plate(measure, describe, draw, parts=lambda config: len(config.cells), check=check)

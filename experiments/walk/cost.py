@@ -112,7 +112,7 @@ def count_sizes(
     (embedding V D, softmax (H + 1) V, untied); `table_log10` of an n-gram table.
     """
     config, params = next(iter(models.values()))
-    vocabulary = len(params.softmax_b)
+    vocabulary = len(params.embedding)
     embedding, hidden = config.embedding_size, config.layer_sizes[-1]
     own = {}
     for cell, (_, found) in models.items():

@@ -120,7 +120,7 @@ def next_tokens(
         best, ids = lax.top_k(log_p, min(top, log_p.shape[1]))
         return -came[:, 0], rank, ids, jnp.exp(best)
 
-    rows = chunk_rows(len(targets), len(params.softmax_b), h.dtype.itemsize)
+    rows = chunk_rows(len(targets), len(params.embedding), h.dtype.itemsize)
     parts = [
         look(h[k : k + rows], jnp.asarray(targets[k : k + rows]))
         for k in range(0, len(targets), rows)

@@ -12,5 +12,7 @@ CELLS: LazyTable = LazyTable(
         "nig": ("lm.cells.lstm_variants", "NO_INPUT_GATE"),
         "nfg": ("lm.cells.lstm_variants", "NO_FORGET_GATE"),
         "cifg": ("lm.cells.lstm_variants", "COUPLED"),
+        "mingru": ("lm.cells.minimal", "MINIMAL_GRU"),
+        "minlstm": ("lm.cells.minimal", "MINIMAL_LSTM"),
     },
 )

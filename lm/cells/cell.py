@@ -3,6 +3,9 @@
 z_t = x_t W_x + b                          every t at once, outside the recurrence
 u_t = h_{t-1} W_h                          the only product inside it
 s_t = gate(vectors, s_{t-1}, z_t, u_t)     elementwise: this is the cell
+
+A diagonal cell has no recurrent product: W_h is [H, 0], u_t is empty, and
+h_t = a_t * h_{t-1} + b_t          (a_t, b_t) = diagonal(z_t), every t at once
 """
 
 from collections.abc import Callable
@@ -38,7 +41,7 @@ class CellParams(NamedTuple):
     """Parameters of one recurrent layer."""
 
     w_x: jax.Array  # [D, K]
-    w_h: jax.Array  # [H, K]
+    w_h: jax.Array  # [H, K]; [H, 0] of a diagonal cell
     b: jax.Array  # [K]
     vectors: Vectors  # each [H]
 
@@ -61,6 +64,8 @@ class Cell:
         step's own h_t included. None: not known, or no c.
       forget_gate: the gate that `forget_bias` is added to, or None.
       vectors: how many elementwise parameter vectors `gate` takes; they start at 0.
+      diagonal: of a cell without a recurrent product: z [..., K] -> (a, b), each [..., H], with
+        h_t = a_t * h_{t-1} + b_t for h the whole state. None: the cell has one.
       recurrent_init: "orthogonal" or "identity": how W_h starts, gate by gate.
       learning_rate: of plain SGD, with the loss a mean per token and a clip of 0.25, that
         suits a word-level language model of this cell. A vanilla RNN fails at an LSTM's.
@@ -76,8 +81,14 @@ class Cell:
     d_carousel: Callable[[Tape, Any], jax.Array] | None = None
     forget_gate: str | None = None
     vectors: int = 0
+    diagonal: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
     recurrent_init: str = "orthogonal"
     learning_rate: float = 10.0
+
+    @property
+    def recurrent_gates(self) -> int:
+        """How many gates W_h has columns for: all, or none."""
+        return len(self.gates) if self.diagonal is None else 0
 
     def init_state(self, batch: int, hidden: int, dtype: Any = jnp.float32) -> Any:
         """The zero state: every field [B, H]."""
@@ -111,6 +122,22 @@ def make_cell(
     return Cell(name, gates, state, gate, make_linearize(gate), pull_back_tape, **options)
 
 
+def make_diagonal_cell(
+    name: str,
+    gates: tuple[str, ...],
+    state: type,
+    diagonal: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    **options: Any,
+) -> Cell:
+    """A cell h_t = a_t * h_{t-1} + b_t from (a, b) = diagonal(z); h is its state's only field."""
+
+    def gate(vectors: Vectors, s_prev: Any, z: jax.Array, u: jax.Array) -> Any:
+        a, b = diagonal(z)
+        return state(a * s_prev.h + b)
+
+    return make_cell(name, gates, state, gate, diagonal=diagonal, **options)
+
+
 def split_gates(packed: jax.Array, count: int) -> list[jax.Array]:
     """[..., count * H] -> count arrays [..., H], in packing order."""
     hidden = packed.shape[-1] // count
@@ -133,7 +160,7 @@ def init_params(
     Args:
       key: a typed PRNG key.
       forget_bias: added to the bias of `cell.forget_gate`; ignored by cells without one.
-      recurrent_gain: multiplies W_h. Both may be traced.
+      recurrent_gain: multiplies W_h, where there is one. Both may be traced.
       chrono: T_max of chrono initialisation, which takes the place of `forget_bias`; 0: none.
       dtype: of the parameters.
 
@@ -144,10 +171,12 @@ def init_params(
     key_x, key_h, key_b = jax.random.split(key, 3)
     w_x = jax.random.normal(key_x, (input_size, gates * hidden), dtype) / input_size**0.5
     if cell.recurrent_init == "identity":
-        blocks = [jnp.eye(hidden, dtype=dtype)] * gates
+        blocks = [jnp.eye(hidden, dtype=dtype)] * cell.recurrent_gates
     else:
-        blocks = [orthogonal(k, hidden, dtype) for k in jax.random.split(key_h, gates)]
-    w_h = jnp.concatenate(blocks, axis=1) * jnp.asarray(recurrent_gain, dtype)
+        keys = jax.random.split(key_h, cell.recurrent_gates)
+        blocks = [orthogonal(k, hidden, dtype) for k in keys]
+    none = jnp.zeros((hidden, 0), dtype)
+    w_h = jnp.concatenate([none, *blocks], axis=1) * jnp.asarray(recurrent_gain, dtype)
     b = gate_bias_vector(key_b, cell, hidden, forget_bias, chrono, dtype)
     return CellParams(w_x, w_h, b, tuple(jnp.zeros(hidden, dtype) for _ in range(cell.vectors)))
 

@@ -8,7 +8,7 @@
 | lags, weights, lengths, jacobians, singular, lyapunov, sensitivity | yes | yes |
 | carousel, time_scale | with a carry c | with a leaf c that enters the next c elementwise |
 | saturation | every gate | the forget gate of that carry, f = dc_t/dc_{t-1} |
-| carry, paths, truncation | yes (carry: with a c) | no: they need the gates |
+| carry, paths, truncation | yes (carry: with a c, truncation: with a W_h) | no: they need gates |
 
 A foreign LSTM with the weights of ours has the curves of ours: `tests/test_cell_measures.py`
 holds Flax, Haiku and Equinox to that.
@@ -364,7 +364,9 @@ def measure_engine(
     return {
         "carry": lag_curves(flow).c_total,
         "paths": PathNorms(paths.carried.log_norm[::-1], paths.recurrent.log_norm[::-1]),
-        "truncation": measure_truncation(temporal_gram(trace, flow.delta)),
+        "truncation": None
+        if cell.diagonal is not None
+        else measure_truncation(temporal_gram(trace, flow.delta)),
     }
 
 

@@ -152,9 +152,10 @@ def run_model(
 @full_precision
 def loss_gradient(params: model.Params, h: jax.Array, targets: jax.Array) -> jax.Array:
     """dL/dh of the cross-entropy of each row's own target. h [B, H], targets [B] -> [B, H]."""
-    p = jax.nn.softmax(model.logits(params, h), axis=-1)
-    w = model.softmax_weights(params)
-    return p @ w.T - jnp.take(w, targets, axis=1).T
+    scores, pull_back = jax.vjp(lambda h: model.logits(params, h), h)
+    onehot = jax.nn.one_hot(targets, scores.shape[-1], dtype=scores.dtype)
+    d_h: jax.Array = pull_back(jax.nn.softmax(scores, axis=-1) - onehot)[0]
+    return d_h
 
 
 def pull_back_model(
@@ -237,7 +238,7 @@ def measure_lengths(
             for trace, flow in zip(forward.traces, flows, strict=True)
         )
 
-    width = max(layer.w_h.shape[1] for layer in params.layers)
+    width = max(layer.w_x.shape[1] for layer in params.layers)
     return map_lengths(one_length, lengths, 3 * tokens.size * width, params.embedding.dtype)
 
 

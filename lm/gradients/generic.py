@@ -150,7 +150,7 @@ def measure_step_weights(
 def projection(part: jax.Array, whole: jax.Array) -> jax.Array:
     """<part, whole> / ||whole||^2, and 0 where the whole is 0."""
     part, whole = part.reshape(-1), whole.reshape(-1)
-    largest = jnp.max(jnp.abs(whole))
+    largest = jnp.max(jnp.abs(whole), initial=0)
     safe = jnp.where(largest > 0, largest, 1)
     unit = whole / safe
     return jnp.dot(part / safe, unit) / jnp.where(largest > 0, jnp.dot(unit, unit), 1)

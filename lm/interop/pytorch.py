@@ -21,9 +21,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lm import model
+from lm.adaptive_softmax import AdaptiveWeights
 from lm.cells import CELLS
 from lm.cells.cell import CellParams
 from lm.config import ModelConfig
@@ -157,6 +159,12 @@ def export_model(config: ModelConfig, params: model.Params) -> dict[str, np.ndar
             f"the model has {', '.join(beyond)}, which PyTorch's modules lack; wanted embedding, "
             "layers and softmax alone, or the layout that is ours"
         )
+    untied = params.softmax_w
+    if isinstance(untied, AdaptiveWeights):
+        raise ValueError(
+            "the softmax is adaptive, which the modules that are written for lack; wanted full or "
+            "sampled, or the layout that is ours"
+        )
     embedding = np.asarray(params.embedding)
     arrays = {"encoder.weight": embedding}
     separate = len(set(config.layer_sizes)) > 1
@@ -164,7 +172,6 @@ def export_model(config: ModelConfig, params: model.Params) -> dict[str, np.ndar
         prefix, index = (f"rnns.{k}", 0) if separate else ("rnn", k)
         for name, array in export_layer(config.cell, layer, index).items():
             arrays[f"{prefix}.{name}"] = array
-    untied = params.softmax_w
     arrays["decoder.weight"] = (
         embedding if untied is None else np.ascontiguousarray(np.asarray(untied).T)
     )
@@ -231,7 +238,7 @@ def check_finite(params: model.Params) -> model.Params:
     named: dict[str, tuple[Any, ...]] = {
         "encoder.weight": (params.embedding,),
         **{f"layer {k}": (*layer[:3], *layer.vectors) for k, layer in enumerate(params.layers)},
-        "decoder.weight": () if params.softmax_w is None else (params.softmax_w,),
+        "decoder.weight": tuple(jax.tree.leaves(params.softmax_w)),
         "decoder.bias": (params.softmax_b,),
     }
     for name, arrays in named.items():

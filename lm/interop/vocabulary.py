@@ -72,10 +72,10 @@ def reorder_vocabulary(
             )
     special = [index[unknown], index[end]]
     order = np.asarray([*special, *(k for k in range(len(units)) if k not in special)])
-    softmax_w = None if params.softmax_w is None else params.softmax_w[:, order]
+    softmax_w = None if params.softmax_w is None else np.asarray(params.softmax_w)[:, order]
     moved = params._replace(
         embedding=params.embedding[order],
-        softmax_w=softmax_w,
+        softmax_w=softmax_w,  # type: ignore[arg-type]
         softmax_b=params.softmax_b[order],
     )
     return moved, (UNKNOWN, END, *(units[k] for k in order[2:]))

@@ -1,0 +1,138 @@
+"""One contestant in a process of its own, told what to do by lines of JSON.
+
+    python -m experiments.speed.worker NAME PRECISION
+
+Requests, a line each, and their answers:
+
+    {"do": "make", "part": "step", "cell": "lstm", "size": "20x35x650x2x10000"}
+        {"first_seconds", "loss", "bytes"}              compiled and run once; see Program
+    {"do": "run", "steps": 5}    {"seconds": [...]}     of each step
+    {"do": "peak"}               {"flops_per_second"}   of matrix products
+    {"do": "drop"}               {}                     forget what was made
+
+A request that fails is answered {"error": one line}. The end of the input ends the process.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from experiments.speed import contestants
+from experiments.speed.work import Work, draw_weights, one_layer, parse_size
+
+PEAK_SIZE = 2048  # rows and columns of the matrices of the measured peak
+PEAK_REPEATS = 8
+
+# Names that jax.default_matmul_precision takes.
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}
+
+
+class Worker:
+    """What a process holds between requests."""
+
+    def __init__(self, name: str, precision: str):
+        self._name, self._precision = name, precision
+        self._module = contestants.load(name)
+        self._program: Any = None
+        if name != "torch":
+            import jax
+
+            jax.config.update("jax_default_matmul_precision", PRECISIONS[precision])
+            jax.block_until_ready(jax.numpy.zeros(1))  # the device's own memory is no one's model
+
+    def make(self, part: str, cell: str, size: str) -> dict[str, Any]:
+        """Build the program and run it once."""
+        work = Work(cell, parse_size(size), self._precision)
+        work = one_layer(work) if part == "layer" else work
+        build = self._module.make_layer if part == "layer" else self._module.make_step
+        self._program = build(work, draw_weights(work))
+        start = time.perf_counter()
+        self._program.run()
+        first = time.perf_counter() - start
+        loss = self._program.loss()
+        return {"first_seconds": first, "loss": loss, "bytes": self._program.peak_bytes()}
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """Seconds of each of about `steps` steps."""
+        seconds = []
+        each = self._program.steps
+        for _ in range(max(1, round(steps / each))):
+            start = time.perf_counter()
+            self._program.run()
+            seconds.append((time.perf_counter() - start) / each)
+        return {"seconds": seconds}
+
+    def peak(self) -> dict[str, Any]:
+        """The best of several large matrix products, by this contestant's own library."""
+        if self._name == "torch":
+            return {
+                "flops_per_second": self._module.measure_peak(
+                    PEAK_SIZE, PEAK_REPEATS, self._precision
+                )
+            }
+        return {"flops_per_second": measure_peak(PEAK_SIZE, PEAK_REPEATS, self._precision)}
+
+    def drop(self) -> dict[str, Any]:
+        """Forget the program."""
+        self._program = None
+        gc.collect()
+        return {}
+
+
+def measure_peak(size: int, repeats: int, precision: str) -> float:
+    """The best of several products of two [size, size] matrices by XLA, in FLOP/s."""
+    import jax
+    import jax.numpy as jnp
+
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    a = jax.random.uniform(jax.random.key(0), (size, size)).astype(dtype)
+    product = jax.jit(jnp.matmul)
+    best = float("inf")
+    jax.block_until_ready(product(a, a))
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def answer(actions: dict[str, Any], line: str) -> dict[str, Any]:
+    """The answer to one request."""
+    request = json.loads(line)
+    try:
+        return actions[request.pop("do")](**request)
+    except Exception as error:  # whatever a library raises is this contestant's result
+        words = " ".join(str(error).split())
+        return {"error": f"{type(error).__name__}: {words[:160]}"}
+
+
+def main() -> None:
+    # What libraries print must not stand between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        worker = Worker(*sys.argv[1:])
+        ready: dict[str, Any] = {}
+    except Exception as error:
+        words = " ".join(str(error).split())
+        ready = {"error": f"{type(error).__name__}: {words[:160]}"}
+    print(json.dumps(ready), file=answers, flush=True)
+    if ready:
+        return
+    actions: dict[str, Any] = {
+        "make": worker.make,
+        "run": worker.run,
+        "peak": worker.peak,
+        "drop": worker.drop,
+    }
+    for line in sys.stdin:
+        print(json.dumps(answer(actions, line)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        main()
