@@ -24,7 +24,7 @@ def keep_compiled(cache: Path) -> None:
 
     Where JAX has a folder for them already, as from $JAX_COMPILATION_CACHE_DIR, that one stays.
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = cache / "compiled" / describe_processor()
     try:

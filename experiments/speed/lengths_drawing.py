@@ -45,7 +45,7 @@ def plot(folder: Path, rows: Sequence[Row], machine: str) -> list[Path]:
         axis.set(xscale="log", yscale="log", xlabel="T: steps of the sequence")
         axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
         axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="x", labelsize=9)
