@@ -141,40 +141,15 @@ def run_forward(
     """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
     weights = w_h if dtype is None else w_h.astype(dtype)
 
-    u_like = jax.ShapeDtypeStruct((z.shape[1], w_h.shape[1]), z.dtype)
-    like = jax.eval_shape(cell.linearize, vectors, state, z[0], u_like)[1]
-    slot = find_slot(like, z.shape[1:])
-
-    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        s_prev, buffer = carry
-        t, z_t, mask_t = inputs
-        if slot is not None:
-            z_t = lax.dynamic_index_in_dim(buffer, t, keepdims=False)
+    def step(s_prev: Any, inputs: Any) -> tuple[Any, Any]:
+        z_t, mask_t = inputs
         u_t = dot(drop(s_prev.h, state_mask), weights, dtype)
         s_t, tape_t = cell.linearize(vectors, s_prev, z_t, u_t)
         s_t = select(mask_t, s_t, s_prev)
-        leaves = jax.tree.leaves(tape_t)
-        if slot is not None:
-            buffer = lax.dynamic_update_index_in_dim(buffer, leaves.pop(slot), t, axis=0)
-        return (s_t, buffer), (s_t.h, leaves)
+        return s_t, (s_t.h, tape_t)
 
-    buffer, streamed = (None, z) if slot is None else (z, None)
-    steps = jnp.arange(len(z))
-    (last, buffer), (h, leaves) = lax.scan(step, (state, buffer), (steps, streamed, mask))
-    if slot is not None:
-        leaves.insert(slot, buffer)
-    tape = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    last, (h, tape) = lax.scan(step, state, (z, mask))
     return last, Trace(state.h, h, tape, mask, state_mask)
-
-
-def find_slot(tape: Tape, shape: tuple[int, ...]) -> int | None:
-    """Which leaf of a tape is as large as z, or None.
-
-    That leaf is written over z, step by step, and dL/dz over it on the way back: two arrays of
-    [T, B, K] less to hold, to fill with zeros and to bring into the cache.
-    """
-    shapes = [leaf.shape for leaf in jax.tree.leaves(tape)]
-    return shapes.index(shape) if shape in shapes else None
 
 
 def pull_back_step(
@@ -248,17 +223,9 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
     d_last, d_h = cotangents
     w_h_transposed = w_h.T if dtype is None else w_h.T.astype(dtype)
 
-    leaves, structure = jax.tree.flatten(trace.tape)
-    slot = find_slot(trace.tape, (*trace.h.shape[:2], len(cell.gates) * trace.h.shape[2]))
-    buffer = None if slot is None else leaves.pop(slot)
-
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        d_s, d_vectors, buffer = carry
-        t, d_h_t, leaves_t, mask_t = inputs
-        if slot is not None:
-            leaves_t = list(leaves_t)
-            leaves_t.insert(slot, lax.dynamic_index_in_dim(buffer, t, keepdims=False))
-        tape_t = jax.tree.unflatten(structure, leaves_t)
+        d_s, d_vectors = carry
+        d_h_t, tape_t, mask_t = inputs
         d_s = d_s._replace(h=d_s.h + d_h_t)
         d_prev, pulled = pull_back_step(
             cell, w_h_transposed, tape_t, mask_t, d_s, trace.state_mask, dtype
@@ -266,19 +233,12 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
         d_vectors = jax.tree.map(jnp.add, d_vectors, pulled.vectors)
         # Where the gates see z + u alone, dL/dz is dL/du: one array serves both.
         d_u = None if pulled.u is pulled.z else pulled.u
-        if slot is None:
-            return (d_prev, d_vectors, None), (pulled.z, d_u, d_s)
-        buffer = lax.dynamic_update_index_in_dim(buffer, pulled.z, t, axis=0)
-        return (d_prev, d_vectors, buffer), (None, d_u, d_s)
+        return (d_prev, d_vectors), (pulled.z, d_u, d_s)
 
     zero_vectors = jax.tree.map(jnp.zeros_like, vectors)
-    (d_first, d_vectors, buffer), (stacked, d_u, d_states) = lax.scan(
-        step,
-        (d_last, zero_vectors, buffer),
-        (jnp.arange(len(d_h)), d_h, leaves, trace.mask),
-        reverse=True,
+    (d_first, d_vectors), (d_z, d_u, d_states) = lax.scan(
+        step, (d_last, zero_vectors), (d_h, trace.tape, trace.mask), reverse=True
     )
-    d_z: Any = stacked if slot is None else buffer
     d_w_h = recurrent_gradient(trace, d_z if d_u is None else d_u, dtype)
     # An unused stack of d_states is dead code, which the compiler removes from the loop.
     return d_w_h, d_vectors, d_first, d_z, None, d_states if probed else None, None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_cells import B, D, H, T, random_layer, to_oracle
 
 from lm.cells import CELLS
-from lm.recurrence import as_step, project, recur, unroll, unroll_step
+from lm.recurrence import as_step, project, unroll, unroll_step
 
 MASK = np.arange(T)[:, None] < np.array([T, 3, 1])[None]  # [T, B]
 
@@ -217,26 +217,3 @@ def test_gauge_reads_the_cotangent_that_goes_by(name, x64):
     gauged, read = jax.grad(loss, argnums=(0, 1))(params, jnp.zeros(len(x)), shift)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), plain, gauged)
     np.testing.assert_allclose(np.exp(read), np.linalg.norm(d_z, axis=(1, 2)), rtol=1e-12)
-
-
-@pytest.mark.parametrize(("name", "arrays"), [("rnn", 1), ("gru", 10), ("lstm", 6)])
-def test_the_tape_and_the_cotangents_lie_over_the_input_products(name, arrays):
-    """What there and back need for T x B tokens, in arrays of H numbers a token.
-
-    z; h and dL/dh are arguments or results here. LSTM: z, f and dh/dc. GRU: z, the reset gate,
-    h's own factor, and dL/du, which differs from dL/dz, once more while it is put together.
-    """
-    cell, time, batch, hidden = CELLS[name], 512, 16, 64
-    width = len(cell.gates) * hidden
-    state = cell.init_state(batch, hidden)
-    shapes = (hidden, width), (time, batch, width), (time, batch, hidden)
-    w_h, z, d_h = (jnp.zeros(shape) for shape in shapes)
-    vectors = (jnp.zeros(hidden),) * cell.vectors
-
-    def loss(w_h, z_first, d_h):
-        z = jnp.sin(z_first)[None] + jnp.arange(time, dtype=jnp.float32)[:, None, None]
-        return jnp.vdot(recur(cell, None, w_h, vectors, state, z, None, None)[1], d_h)
-
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(w_h, z[0], d_h).compile()
-    kept = compiled.memory_analysis().temp_size_in_bytes / (4 * time * batch * hidden)
-    assert kept < arrays + 2.5  # h and h_{t-1}, and what is not as long as the text

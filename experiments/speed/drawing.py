@@ -21,6 +21,7 @@ MARKS = {
     "ours10": ("#999999", "X"),
 }
 NAMES = {"rnn": "RNN", "irnn": "ReLU RNN", "gru": "GRU", "lstm": "LSTM"}
+MEAN_ROW = 1.7  # height of the last row, whose dots have their numbers beside them
 OF_SIZE = {text: name for name, text in SIZES.items()}
 
 
@@ -47,7 +48,7 @@ def plot_part(
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     names = [name for name in contestants_of(rows) if name != "ours"]
     width = max(8.0, 2.6 + 4.4 * len(cells))
-    figure, axes = figures.new_figure(len(cells), width, 2.3 + 0.62 * (len(sizes) + 1))
+    figure, axes = figures.new_figure(len(cells), width, 2.3 + 0.62 * (len(sizes) + MEAN_ROW))
     every = [ratio for name in names for ratio, _ in ratios(rows, name)] or [1.0]
     low, high = min(0.8, min(every) / 1.12), max(1.6, max(every) * 1.22)
     offsets = np.linspace(-0.27, 0.27, len(names)) if len(names) > 1 else np.zeros(1)
@@ -59,17 +60,18 @@ def plot_part(
         label_times(axis, some, sizes)
         axis.set(xscale="log", xlim=(low, high), title=NAMES.get(cell, cell))
         label_ratios(axis, low, high)
-        axis.set_yticks(range(len(sizes) + 1), [])
-        axis.set_ylim(len(sizes) + 0.6, -0.6)
+        axis.set_yticks([*range(len(sizes)), mean_line(sizes)], [])
+        axis.set_ylim(mean_line(sizes) + 0.45 * MEAN_ROW, -0.6)
         axis.axhline(len(sizes) - 0.5, color="#BBBBBB", linewidth=0.8)
         axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
         axis.spines["left"].set_visible(False)
     axes[0].set_yticks(
-        range(len(sizes) + 1), [*(size_label(size, part) for size in sizes), "geometric mean"]
+        [*range(len(sizes)), mean_line(sizes)],
+        [*(size_label(size, part) for size in sizes), "geometric mean"],
     )
     handles, labels = legend_of(axes)
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=10)
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=10)
     figure.suptitle(
         f"{TITLES[part][0].upper()}{TITLES[part][1:]}: time of others / time of ours",
         x=0.01,
@@ -101,7 +103,7 @@ def draw_panel(axis: Any, rows: Any, sizes: list[str], names: list[str], offsets
         if found:
             axis.plot(
                 geometric_mean(found),
-                len(sizes) + offset,
+                mean_line(sizes) + MEAN_ROW * offset,
                 mark,
                 color=colour,
                 markersize=8.5,
@@ -112,7 +114,7 @@ def draw_panel(axis: Any, rows: Any, sizes: list[str], names: list[str], offsets
             )
             axis.annotate(
                 times(geometric_mean(found)),
-                (geometric_mean(found), len(sizes) + offset),
+                (geometric_mean(found), mean_line(sizes) + MEAN_ROW * offset),
                 xytext=(7, 0),
                 textcoords="offset points",
                 va="center",
@@ -138,6 +140,11 @@ def label_times(axis: Any, rows: Any, sizes: list[str]) -> None:
             )
 
 
+def mean_line(sizes: list[str]) -> float:
+    """Where the middle of the last row is, below the lines of the sizes."""
+    return len(sizes) - 0.42 + 0.35 * MEAN_ROW
+
+
 def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
     """Each contestant once, whichever panels it is in."""
     found: dict[str, Any] = {}
@@ -160,11 +167,12 @@ def size_label(text: str, part: str) -> str:
 
 def label_ratios(axis: Any, low: float, high: float) -> None:
     """Ticks that a log axis of a few times has room for."""
-    digits = (
-        (0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50)
-        if high / low > 3
-        else (0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 2.5)
-    )
+    span = high / low
+    digits = (0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 2.5)
+    if span > 12:
+        digits = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    elif span > 3:
+        digits = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10)
     ticks = [d for d in digits if low <= d <= high]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_xticks([], minor=True)

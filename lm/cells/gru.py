@@ -22,11 +22,13 @@ class GRUState(NamedTuple):
 
 
 class GRUTape(NamedTuple):
-    """Derivative coefficients of one step."""
+    """Derivative coefficients of one step, each [B, H]."""
 
-    gates: jax.Array  # dh_t / d(pre-activation), packed as the gates [B, 3 H]
-    reset: jax.Array  # dn_pre / du_n [B, H]
-    h: jax.Array  # dh_t / dh_{t-1}, directly [B, H]
+    r: jax.Array  # dn_pre / d(pre-activation of r)
+    q: jax.Array  # dh_t / d(pre-activation of q)
+    n: jax.Array  # dh_t / dn_pre
+    reset: jax.Array  # dn_pre / du_n
+    h: jax.Array  # dh_t / dh_{t-1}, directly
 
 
 def gate(vectors: Vectors, state: GRUState, z: jax.Array, u: jax.Array) -> GRUState:
@@ -49,20 +51,26 @@ def linearize(
     vectors: Vectors, state: GRUState, z: jax.Array, u: jax.Array
 ) -> tuple[GRUState, GRUTape]:
     r, q, n = activations(vectors, state, z, u).values()
-    to_n = (1 - q) * (1 - n * n)
-    to_r = to_n * (split_gates(u, 3)[2] + vectors[0][None, :]) * r * (1 - r)
-    to_q = (state.h - n) * q * (1 - q)
-    tape = GRUTape(jnp.concatenate([to_r, to_q, to_n], axis=-1), reset=r, h=q)
+    tape = GRUTape(
+        r=(split_gates(u, 3)[2] + vectors[0][None, :]) * r * (1 - r),
+        q=(state.h - n) * q * (1 - q),
+        n=(1 - q) * (1 - n * n),
+        reset=r,
+        h=q,
+    )
     return GRUState((1 - q) * n + q * state.h), tape
 
 
 def pull_back(tape: GRUTape, d_state: GRUState) -> Pulled:
     d_h = d_state.h
-    d_z = tape.gates * jnp.concatenate([d_h] * 3, axis=-1)
-    d_r, d_q, d_n = split_gates(d_z, 3)
-    d_un = d_n * tape.reset
-    d_u = jnp.concatenate([d_r, d_q, d_un], axis=-1)
-    return Pulled((d_un.sum(axis=0),), GRUState(d_h * tape.h), d_z, d_u)
+    d_n = d_h * tape.n
+    d_r, d_q, d_un = d_n * tape.r, d_h * tape.q, d_n * tape.reset
+    return Pulled(
+        (d_un.sum(axis=0),),
+        GRUState(d_h * tape.h),
+        jnp.concatenate([d_r, d_q, d_n], axis=-1),
+        jnp.concatenate([d_r, d_q, d_un], axis=-1),
+    )
 
 
 GRU = Cell(
