@@ -43,7 +43,7 @@ class Config:
     remat: bool = option(
         False,
         "keep what the backward pass needs of about sqrt(length) steps at a time and compute the "
-        "rest again: memory for very long rows, for about a third more time",
+        "rest again: memory for very long rows, at the price of another forward pass",
     )
     evaluate_every: int = option(0, "steps between evaluations; 0: each epoch", least=0)
     checkpoint_every: int = option(500, "steps between checkpoints", least=1)
