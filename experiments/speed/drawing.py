@@ -168,7 +168,7 @@ def size_label(text: str, part: str) -> str:
 def label_ratios(axis: Any, low: float, high: float) -> None:
     """Ticks that a log axis of a few times has room for."""
     span = high / low
-    digits = (0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 2.5)
+    digits: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 2.5)
     if span > 12:
         digits = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
     elif span > 3:
