@@ -8,7 +8,9 @@ python=${PYTHON:-python3}
 venv=${VENV:-$root/.venv}
 
 # Keep large buffers instead of returning them to the system after every call: an evaluation on
-# a CPU takes half the time, since glibc otherwise maps, clears and unmaps them each time.
+# a CPU takes half the time, since glibc otherwise maps, clears and unmaps them each time. It
+# does so even then for what outgrows the 64 MB of a thread's arena: hence one arena for all.
+export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-17179869184}
 export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-67108864}

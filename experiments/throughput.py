@@ -64,7 +64,7 @@ class Config:
         "float32", "of the matrix products; tf32 needs a GPU", choices=PRECISIONS
     )
     rounds: int = option(5, "turns of each contestant that count", least=1, most=1000)
-    seconds: float = option(0.3, "length of a turn, at least one step", least=0.001, most=600)
+    seconds: float = option(0.3, "length of a turn, at least three steps", least=0.001, most=600)
     repeats: int = option(
         21, "engine, lengths: timed runs of each, of which the median counts", least=3
     )

@@ -206,9 +206,7 @@ def first_input_products(
     """z of the first layer, by way of each token or of each word. Tokens [T, B] -> [T, B, K]."""
     layer, embedding, words = params.layers[0], params.embedding, masks.words
     # With a mask of its own, a token's embedding is no longer its word's.
-    if masks.input is None and is_table_cheaper(
-        embedding.shape[0], tokens.size, layer.w_x.shape[0]
-    ):
+    if masks.input is None and is_table_cheaper(embedding.shape[0], tokens.size):
         embedding = drop(embedding, None if words is None else words[:, None])
         return project_tokens(embedding, layer.w_x, layer.b, tokens, dtype)
     e = take_rows(embedding, tokens)  # [T, B, D]

@@ -30,6 +30,7 @@ from lm.log_space import log_norm
 from lm.products import TRANSPOSED_LEFT, affine, dot
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+RowStep = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
 
 
 class Trace(NamedTuple):
@@ -141,15 +142,76 @@ def run_forward(
     """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
     weights = w_h if dtype is None else w_h.astype(dtype)
 
-    def step(s_prev: Any, inputs: Any) -> tuple[Any, Any]:
-        z_t, mask_t = inputs
+    field = field_over_z(cell, z.shape[1])
+
+    def step(s_prev: Any, z_t: jax.Array, mask_t: jax.Array | None) -> tuple[Any, Any, Any]:
         u_t = dot(drop(s_prev.h, state_mask), weights, dtype)
         s_t, tape_t = cell.linearize(vectors, s_prev, z_t, u_t)
         s_t = select(mask_t, s_t, s_prev)
-        return s_t, (s_t.h, tape_t)
+        row, rest = part_tape(tape_t, field)
+        return s_t, row, (s_t.h, rest)
 
-    last, (h, tape) = lax.scan(step, state, (z, mask))
-    return last, Trace(state.h, h, tape, mask, state_mask)
+    scan = scan_beside if field is None else scan_over
+    last, rows, (h, rest) = scan(step, state, z, mask)
+    return last, Trace(state.h, h, join_tape(rows, rest, field), mask, state_mask)
+
+
+def field_over_z(cell: Cell, batch: int) -> str | None:
+    """The field of the tape that is written over z, if any.
+
+    None at a batch of one, where XLA's CPU backend would copy all of z at every step.
+    """
+    return cell.written_over_z if batch > 1 else None
+
+
+def part_tape(tape: Tape, field: str | None) -> tuple[Any, Any]:
+    """(what takes the place of z, the rest): the field and the others, or all and nothing."""
+    if field is None:
+        return tape, None
+    return getattr(tape, field), tape._replace(**{field: None})
+
+
+def join_tape(rows: Any, rest: Any, field: str | None) -> Tape:
+    """The tape of which `part_tape` made two."""
+    return rows if field is None else rest._replace(**{field: rows})
+
+
+def scan_beside(
+    step: RowStep, carry: Any, rows: Any, inputs: Any, reverse: bool = False
+) -> tuple[Any, Any, Any]:
+    """lax.scan of `step`: (carry, row, input) -> (carry, new row, output).
+
+    Returns:
+      (the last carry, the new rows, the outputs).
+    """
+
+    def body(carry: Any, at_t: Any) -> tuple[Any, Any]:
+        carry, row, output = step(carry, *at_t)
+        return carry, (row, output)
+
+    carry, (rows, outputs) = lax.scan(body, carry, (rows, inputs), reverse=reverse)
+    return carry, rows, outputs
+
+
+def scan_over(
+    step: RowStep, carry: Any, rows: jax.Array, inputs: Any, reverse: bool = False
+) -> tuple[Any, Any, Any]:
+    """`scan_beside`, each new row written where its row was.
+
+    XLA does so in place only where a row's every use comes before the new row: where the new row
+    is computed from all of them. Else it copies all rows at every step, and time grows with the
+    square of T: tests/test_in_place.py reads the compiled loops of all cells for such copies.
+    """
+
+    def body(carry: Any, at_t: Any) -> tuple[Any, Any]:
+        (carry, rows), (t, inputs_t) = carry, at_t
+        row = lax.dynamic_index_in_dim(rows, t, keepdims=False)
+        carry, row, output = step(carry, row, inputs_t)
+        return (carry, lax.dynamic_update_index_in_dim(rows, row, t, axis=0)), output
+
+    steps = jnp.arange(len(rows))
+    (carry, rows), outputs = lax.scan(body, (carry, rows), (steps, inputs), reverse=reverse)
+    return carry, rows, outputs
 
 
 def pull_back_step(
@@ -223,21 +285,26 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
     d_last, d_h = cotangents
     w_h_transposed = w_h.T if dtype is None else w_h.T.astype(dtype)
 
-    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+    field = field_over_z(cell, d_h.shape[1])
+    rows, rest = part_tape(trace.tape, field)
+
+    def step(carry: Any, row: Any, inputs: Any) -> tuple[Any, jax.Array, Any]:
         d_s, d_vectors = carry
-        d_h_t, tape_t, mask_t = inputs
+        rest_t, d_h_t, mask_t = inputs
         d_s = d_s._replace(h=d_s.h + d_h_t)
+        tape_t = join_tape(row, rest_t, field)
         d_prev, pulled = pull_back_step(
             cell, w_h_transposed, tape_t, mask_t, d_s, trace.state_mask, dtype
         )
         d_vectors = jax.tree.map(jnp.add, d_vectors, pulled.vectors)
         # Where the gates see z + u alone, dL/dz is dL/du: one array serves both.
         d_u = None if pulled.u is pulled.z else pulled.u
-        return (d_prev, d_vectors), (pulled.z, d_u, d_s)
+        return (d_prev, d_vectors), pulled.z, (d_u, d_s)
 
-    zero_vectors = jax.tree.map(jnp.zeros_like, vectors)
-    (d_first, d_vectors), (d_z, d_u, d_states) = lax.scan(
-        step, (d_last, zero_vectors), (d_h, trace.tape, trace.mask), reverse=True
+    scan = scan_beside if field is None else scan_over
+    first = d_last, jax.tree.map(jnp.zeros_like, vectors)
+    (d_first, d_vectors), d_z, (d_u, d_states) = scan(
+        step, first, rows, (rest, d_h, trace.mask), reverse=True
     )
     d_w_h = recurrent_gradient(trace, d_z if d_u is None else d_u, dtype)
     # An unused stack of d_states is dead code, which the compiler removes from the loop.

@@ -77,4 +77,5 @@ def test_a_row_of_65536_tokens_needs_less_than_4_gb(monkeypatch):
     monkeypatch.setattr(memory, "SPARE", 0)
     row = memory.measure_gradient(65_536, True)
     assert row["temporary_bytes"] + row["held_bytes"] < 0.1e9
-    assert memory.measure_gradient(65_536, False)["temporary_bytes"] > 4e9
+    plain = memory.measure_gradient(65_536, False)
+    assert plain["temporary_bytes"] > 20 * row["temporary_bytes"]

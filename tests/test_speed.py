@@ -14,7 +14,7 @@ import pytest
 from command_line import assert_one_line, call
 
 from experiments import run_folder, throughput
-from experiments.speed import contestants, rounds, tables, work
+from experiments.speed import contestants, drawing, rounds, tables, work
 from experiments.speed.contestants import CONTESTANTS, installed, ours
 from lm import model
 from lm.data.batches import Batch
@@ -231,6 +231,21 @@ def test_tables_say_who_is_ahead_and_who_failed(capsys):
     assert "Haiku failed at lstm 20x20x200x2x10000 (step): MemoryError: no" in out
 
 
+def test_the_figure_is_drawn_from_the_folder(tmp_path):
+    """Also where a contestant failed at one size; and none where ours is alone."""
+    rows = [row_of(ours=0.1, torch=0.2, linen=0.05), row_of("layer", ours=0.1)]
+    rows.append(row_of(size="20x35x650x2x10000", ours=2.0, linen=2.5))
+    rows[-1]["contestants"]["torch"] = rounds.Timing(refused="out of memory").row(1, 1)
+    (tmp_path / "figures").mkdir()
+    run_folder.write_json(tmp_path / "versions.json", {"device": "cpu", "cpu_cores": 2})
+    run_folder.write_json(tmp_path / "results.json", {"rows": rows, "precision": "float32"})
+    paths = drawing.plot(tmp_path)
+    assert [path.name for path in paths] == ["throughput_step.png", "throughput_step.svg"]
+    svg = paths[1].read_text()
+    for words in ("2.00x", "0.79x", "medium", "100 ms", "2.00 s", "PyTorch"):
+        assert words in svg
+
+
 def test_other_work_is_refused():
     job = work.Work("lstm", SIZE)
     same = {"ours": timing(1, loss=2.0), "torch": timing(1, loss=2.0001)}
@@ -245,9 +260,9 @@ def test_other_work_is_refused():
 
 
 def test_a_turn_is_as_long_as_asked():
-    assert rounds.steps_in(0.3, 0.5) == 1
-    assert rounds.steps_in(0.3, 0.1) == 1 + 3 or rounds.steps_in(0.3, 0.1) == 1 + 2
-    assert rounds.steps_in(0.3, 1e-6) == rounds.MOST_STEPS + 1
+    assert rounds.steps_in(0.3, 0.5) == 1 + 2
+    assert rounds.steps_in(1.1, 0.1) == 1 + 10 or rounds.steps_in(1.1, 0.1) == 1 + 11
+    assert rounds.steps_in(0.3, 1e-6) == rounds.STEPS[1]
 
 
 def test_sizes_are_read():

@@ -33,7 +33,7 @@ def plot(folder: Path) -> list[Path]:
     paths = []
     for part in TITLES:
         rows = [row for row in results.get("rows", []) if row["part"] == part]
-        if rows:
+        if set(contestants_of(rows)) - {"ours"}:  # somebody to compare with
             paths += plot_part(folder, part, rows, results["precision"], machine)
     if results.get("lengths"):
         paths += lengths_drawing.plot(folder / "figures", results["lengths"], machine)

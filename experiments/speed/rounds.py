@@ -1,8 +1,9 @@
 """Contestants in turns: each in a process of its own, one at work at a time.
 
 A round gives every contestant a turn of about `seconds`; the rounds follow each other, so that
-whatever else the machine does falls on all alike. The first step of a turn of several is not
-counted: it wakes threads and fills caches. The median of all counted steps stands.
+whatever else the machine does falls on all alike. The first step of a turn is not counted: it
+wakes threads and fills caches that another contestant has emptied, which is nothing that a
+training run does at every step. The median of all counted steps stands.
 
 Processes of their own, since thread pools and an allocator that two libraries share disturb:
 in one process with PyTorch a step of ours at (20, 20, 200, 2, 10k) took 26.9 ms, alone 23.2
@@ -34,7 +35,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 LOSS_TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}  # relative
-MOST_STEPS = 200  # a turn
+STEPS = 3, 200  # a turn has: one to warm up and at least two that count
 TURNS_TO_LEARN = 1  # rounds that are not counted, in which the length of a turn is found
 
 
@@ -221,7 +222,7 @@ def time_part(
             found[name] = Timing(made["first_seconds"], made["loss"], made["bytes"])
         except RefusedError as refused:
             found[name].refused = str(refused)
-    steps = dict.fromkeys(found, 1)
+    steps = dict.fromkeys(found, STEPS[0])
     for turn in range(TURNS_TO_LEARN + rounds):
         for name, worker in workers.items():
             tick(f"{where}: {CONTESTANTS[name].label}")
@@ -234,7 +235,7 @@ def time_part(
                 continue
             steps[name] = steps_in(seconds, min(taken))
             if turn >= TURNS_TO_LEARN:
-                found[name].seconds += taken[1:] or taken
+                found[name].seconds += taken[1:] or taken  # ten steps a dispatch come as one
     for name, worker in workers.items():
         if isinstance(worker, Process) and not found[name].refused:
             worker.ask("drop")
@@ -242,9 +243,8 @@ def time_part(
 
 
 def steps_in(seconds: float, each: float) -> int:
-    """Steps of a turn: one where it is as long as the turn, else those that fit and one to warm."""
-    fit = int(seconds / each)
-    return 1 if fit < 1 else min(MOST_STEPS, fit) + 1
+    """Steps of a turn: those that fit into its length, and one to warm up."""
+    return int(np.clip(int(seconds / each) + 1, *STEPS))
 
 
 def check_losses(work: Work, part: str, found: dict[str, Timing]) -> None:

@@ -62,6 +62,9 @@ class Cell:
         looking at; None where there are no gates to look at.
       d_carousel: (tape, cotangent of the new state) -> dL/dc_t [B, H], the path through the
         step's own h_t included. None: not known, or no c.
+      written_over_z: the field of the tape, [B, K], that the engine writes over z as it goes, and
+        dL/dz over it on the way back: two arrays of [T, B, K] less to hold and to bring into the
+        caches. Every z_t must be used up before it: see lm.recurrence.scan_over. None: no field.
       forget_gate: the gate that `forget_bias` is added to, or None.
       vectors: how many elementwise parameter vectors `gate` takes; they start at 0.
       diagonal: of a cell without a recurrent product: z [..., K] -> (a, b), each [..., H], with
@@ -79,6 +82,7 @@ class Cell:
     pull_back: Callable[[Tape, Any], Pulled]
     activations: Callable[[Vectors, Any, jax.Array, jax.Array], dict[str, jax.Array]] | None = None
     d_carousel: Callable[[Tape, Any], jax.Array] | None = None
+    written_over_z: str | None = None
     forget_gate: str | None = None
     vectors: int = 0
     diagonal: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None

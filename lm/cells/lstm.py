@@ -21,14 +21,13 @@ class LSTMState(NamedTuple):
 
 
 class LSTMTape(NamedTuple):
-    """Derivative coefficients of one step, each [B, H]."""
+    """Derivative coefficients of one step."""
 
-    i: jax.Array  # dc_t / d(pre-activation of i)
-    f: jax.Array
-    o: jax.Array  # dh_t / d(pre-activation of o)
-    g: jax.Array
-    h: jax.Array  # dh_t / dc_t
-    c: jax.Array  # dc_t / dc_{t-1}: the constant error carousel
+    # d(c_t; of gate o, h_t) / d(pre-activation), packed as the gates [B, 4 H]: as wide as z, so
+    # that the engine can write them over it.
+    gates: jax.Array
+    h: jax.Array  # dh_t / dc_t [B, H]
+    c: jax.Array  # dc_t / dc_{t-1}: the constant error carousel [B, H]
 
 
 def gate(vectors: Vectors, state: LSTMState, z: jax.Array, u: jax.Array) -> LSTMState:
@@ -54,18 +53,12 @@ def activations(
 def linearize(
     vectors: Vectors, state: LSTMState, z: jax.Array, u: jax.Array
 ) -> tuple[LSTMState, LSTMTape]:
-    """One step, and the six coefficients with which its backward step only multiplies and adds."""
+    """One step, and the coefficients with which its backward step only multiplies and adds."""
     i, f, o, g = activate(z + u)
     c = f * state.c + i * g
     tanh_c = jnp.tanh(c)
-    tape = LSTMTape(
-        i=g * i * (1 - i),
-        f=state.c * f * (1 - f),
-        o=tanh_c * o * (1 - o),
-        g=i * (1 - g * g),
-        h=o * (1 - tanh_c * tanh_c),
-        c=f,
-    )
+    to_gates = [g * i * (1 - i), state.c * f * (1 - f), tanh_c * o * (1 - o), i * (1 - g * g)]
+    tape = LSTMTape(jnp.concatenate(to_gates, axis=-1), o * (1 - tanh_c * tanh_c), f)
     return LSTMState(c, o * tanh_c), tape
 
 
@@ -76,7 +69,7 @@ def d_cell_state(tape: LSTMTape, d_state: LSTMState) -> jax.Array:
 
 def pull_back(tape: LSTMTape, d_state: LSTMState) -> Pulled:
     d_c = d_cell_state(tape, d_state)
-    delta = jnp.concatenate([d_c * tape.i, d_c * tape.f, d_state.h * tape.o, d_c * tape.g], axis=-1)
+    delta = tape.gates * jnp.concatenate([d_c, d_c, d_state.h, d_c], axis=-1)
     return Pulled((), LSTMState(d_c * tape.c, jnp.zeros_like(d_c)), delta, delta)
 
 
@@ -89,6 +82,7 @@ LSTM = Cell(
     pull_back,
     activations,
     d_carousel=d_cell_state,
+    written_over_z="gates",
     forget_gate="f",
     learning_rate=20.0,
 )

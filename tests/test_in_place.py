@@ -1,0 +1,128 @@
+"""No loop of the engine copies a whole sequence at a step: read off what XLA has compiled.
+
+Such a copy makes a step's time grow with T, a sequence's with its square, and no result shows it.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lm.cells import CELLS
+from lm.cells.cell import CellParams
+from lm.recurrence import field_over_z, scan_over, unroll
+
+T, H = 37, 16
+# As a user's programs are compiled, not as the other tests' are.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+RECURRENT = [name for name in CELLS if CELLS[name].diagonal is None]
+
+
+def loop_lines(compiled: str) -> list[str]:
+    """The instructions of all loop bodies, and of all that those call."""
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in compiled.splitlines():
+        if found := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line):
+            lines = computations[found[1]] = []
+        else:
+            lines.append(line)
+    waiting, seen = re.findall(r"body=%?([\w.\-]+)", compiled), set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            called = re.findall(
+                r"(?:body|calls|to_apply)=%?([\w.\-]+)", "".join(computations[name])
+            )
+            waiting += called
+    return [line for name in seen for line in computations[name]]
+
+
+def copies(function, *arguments, over: int = T) -> list[str]:
+    """Copies of arrays of `over` steps inside loops."""
+    compiled = jax.jit(function).lower(*arguments).compile(OPTIMIZED)
+    lines = loop_lines(compiled.as_text())
+    assert lines  # there is a loop
+    return [line for line in lines if re.search(rf"= \w+\[(\d+,)?{over},\S* copy\(", line)]
+
+
+def layer(name, batch):
+    cell = CELLS[name]
+    width = len(cell.gates) * H
+    params = CellParams(
+        jnp.ones((H, width)), jnp.ones((H, width)), jnp.ones(width), (jnp.ones(H),) * cell.vectors
+    )
+    return cell, params, cell.init_state(batch, H), jnp.ones((T, batch, H))
+
+
+def total(found):
+    return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_there_and_back_no_sequence_is_copied_in_a_loop(name, batch):
+    cell, params, state, x = layer(name, batch)
+
+    def loss(params, state, x):
+        return total(unroll(cell, params, state, x))
+
+    assert not copies(jax.grad(loss, argnums=(0, 1, 2)), params, state, x)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+def test_nor_with_masks_probes_and_gauges(name, batch):
+    cell, params, state, x = layer(name, batch)
+    probe = jax.tree.map(lambda a: jnp.zeros((T, *a.shape)), state)
+    mask, dropped = jnp.ones((T, batch), bool), jnp.ones((batch, H))
+
+    def loss(params, state, x, probe, gauge):
+        return total(unroll(cell, params, state, x, mask, probe, gauge, dropped))
+
+    gradient = jax.grad(loss, argnums=(0, 1, 2, 3, 4))
+    assert not copies(gradient, params, state, x, probe, jnp.zeros(T))
+
+
+def test_nor_with_seeds_side_by_side():
+    cell, params, state, x = layer("lstm", 4)
+    seeds = jax.tree.map(lambda a: jnp.stack([a] * 3), params)
+
+    def loss(params):
+        return total(unroll(cell, params, state, x))
+
+    assert not copies(jax.vmap(jax.grad(loss)), seeds)
+
+
+def test_a_tape_over_z_saves_two_arrays_as_wide_as_the_gates():
+    """There and back: z, then the tape, then dL/dz, all in one place."""
+    batch, time = 32, 256
+    lstm, params, state, _ = layer("lstm", batch)
+    x = jnp.ones((time, batch, H))
+
+    def held(cell):
+        """In arrays of H numbers a token."""
+
+        def loss(params, x):
+            return jnp.vdot(unroll(cell, params, state, x)[1], x)
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile(OPTIMIZED)
+        return compiled.memory_analysis().temp_size_in_bytes / (4 * time * batch * H)
+
+    assert field_over_z(lstm, batch) == "gates"
+    assert held(lstm) < held(dataclasses.replace(lstm, written_over_z=None)) - 7.5
+
+
+def test_these_tests_see_a_copy():
+    """A row that is used beside the new one, in no order that its data prescribe."""
+
+    def step(carry, row, _):
+        return carry + row, jnp.where(row > 0, 1.0, 0.0), row * 2
+
+    def run(rows):
+        return scan_over(step, jnp.zeros(rows.shape[1:]), rows, None)
+
+    assert copies(run, jnp.ones((T, 2, H)))
