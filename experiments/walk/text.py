@@ -196,10 +196,11 @@ def format_times(rows: list[dict[str, Any]], slopes: dict[str, float], unit: str
         for row in rows
     ]
     found = ", ".join(f"{slope:.2f} ({CELLS[name].name})" for name, slope in slopes.items())
+    waits = all(CELLS[name].diagonal is None for name in slopes)
+    why = f": each {unit} is a step that waits for the one before" if waits else ""
     lines.append(
-        f"Time grows as the length to the power of {found},\nforward and backward, long texts: "
-        f"each {unit} is a step that waits for the one before.\nSide by side: as many {unit}s that "
-        "need not wait for each other, the same arithmetic."
+        f"Time grows as the length to the power of {found},\nforward and backward, long texts{why}."
+        f"\nSide by side: as many {unit}s that need not wait for each other, the same arithmetic."
     )
     return "\n".join(lines)
 
