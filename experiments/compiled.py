@@ -6,12 +6,14 @@ made for one may not run on another that shares the disk.
 """
 
 import hashlib
+import importlib
 import os
 import platform
 import time
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -64,13 +66,28 @@ def remove_torn(folder: Path) -> None:
 
 def is_torn(entry: bytes) -> bool:
     """Whether a compressed program breaks off."""
-    if entry[:1] not in (b"", b"\x78"):
-        return False  # compressed by another method than zlib's
+    if entry[:1] in (b"", b"\x78"):
+        module: Any = zlib
+    elif entry[:4] == b"\x28\xb5\x2f\xfd":
+        module = find_zstd()
+    else:
+        return False  # compressed by a method that is not known here
     try:
-        zlib.decompress(entry)
-    except zlib.error:
+        if module is not None:
+            module.decompress(entry)
+    except (zlib.error, getattr(module, "ZstdError", zlib.error)):
         return True
     return False
+
+
+def find_zstd() -> Any:
+    """The module that JAX compresses with where it finds one: of Python 3.14, or zstandard."""
+    for name in ("compression.zstd", "zstandard"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
 
 
 def remove_oldest(folder: Path, limit: int) -> None:

@@ -86,6 +86,12 @@ class Config:
                 raise ValueError(f"{name} is empty; wanted at least one")
         for text in self.sizes:
             parse_size(text)
+        alone = [part for part in self.parts if part not in COMPARED]
+        if alone and self.precision != "float32":
+            raise ValueError(
+                f"precision is {self.precision} beside the part {alone[0]}, which is in float32; "
+                f"wanted it with --parts={','.join(COMPARED)} alone"
+            )
         if not set(self.parts) & set(COMPARED):
             return
         if "ours" not in self.contestants:
@@ -107,6 +113,7 @@ if __name__ == "__main__":
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -114,26 +121,42 @@ from tqdm import tqdm
 from experiments import run_folder
 from experiments.speed import drawing, tables
 from experiments.speed.contestants import installed
-from experiments.speed.rounds import ENVIRONMENT, time_size, turns
+from experiments.speed.rounds import time_size, turns
 from experiments.speed.work import Work
 
 
 def run(config: Config) -> Path:
     """Time, print, save, draw. Returns the run's folder."""
-    os.environ.update(ENVIRONMENT)  # before this process's own JAX takes the memory of a GPU
-    names = choose(config)
+    import jax
+
+    # Before this process's own JAX takes the memory of a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    keeps = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed here too
+    try:
+        return measure_parts(config)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", keeps)
+
+
+def measure_parts(config: Config) -> Path:
+    """`run`, in a process whose compilations are its own."""
+    compared = bool(set(config.parts) & set(COMPARED))
+    names = choose(config) if compared else []
     folder = run_folder.create(config.run, "throughput")
     run_folder.write_start(folder, config, {})
     results: dict[str, Any] = {"precision": config.precision}
-    if set(config.parts) & set(COMPARED):
+    if compared:
         results |= compare(config, names, folder)
-    if "engine" in config.parts:
-        results["engine"] = time_engine(config)
-    if "lengths" in config.parts:
-        results["lengths"] = time_against_length(config)
-    if "memory" in config.parts:
-        results["memory"] = measure_memory()
-    run_folder.write_json(folder / "results.json", results)
+    others: dict[str, Callable[[Config], list[dict[str, Any]]]] = {
+        "engine": time_engine,
+        "lengths": time_against_length,
+        "memory": measure_memory,
+    }
+    for part, measure in others.items():
+        if part in config.parts:
+            results[part] = measure(config)
+            run_folder.write_json(folder / "results.json", results)
     paths = drawing.plot(folder)
     print(f"run: {folder}" + (f"    figure: {paths[0]}" if paths else ""))
     return folder
@@ -164,9 +187,8 @@ def choose(config: Config) -> list[str]:
                 print(f"{contestant.label} needs a GPU and is left out", file=sys.stderr)
         else:
             names.append(name)
-    if set(config.parts) & set(COMPARED):
-        for cell in config.cells:
-            say_what_differs(cell, names)
+    for cell in config.cells:
+        say_what_differs(cell, names)
     return names
 
 
@@ -257,7 +279,7 @@ def time_against_length(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_memory() -> list[dict[str, Any]]:
+def measure_memory(_: Config) -> list[dict[str, Any]]:
     """What long rows and large vocabularies take, each in a process of its own."""
     from experiments.speed import memory
 

@@ -17,10 +17,10 @@ A run can be killed at any moment; --resume continues it to the same parameters,
 # ruff: noqa: E402
 import time
 
+BEGAN = time.monotonic()
+
 from experiments import flags
 from experiments.fit.config import Config
-
-BEGAN = time.monotonic()
 
 if __name__ == "__main__":
     flags.answer_help(Config, __doc__)

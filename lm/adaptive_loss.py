@@ -79,7 +79,7 @@ def selected_token_nats(
 
     def one_round(k: jax.Array, nats: jax.Array) -> jax.Array:
         at = lax.dynamic_slice(order, (k * rows,), (rows,))
-        found = token_nats(take_rows(x, at), w, b, take_rows(targets, at), dtype)
+        found = token_nats(rows_or_zeros(x, at), w, b, rows_or_zeros(targets, at), dtype)
         return nats.at[at].set(found, mode="drop")
 
     return lax.fori_loop(0, rounds, one_round, jnp.zeros(targets.shape, x.dtype))
@@ -122,7 +122,7 @@ def _selected_forward(
     def one_round(k: jax.Array, found: Any) -> Any:
         d_x, d_w, d_b, nats = found
         at = lax.dynamic_slice(order, (k * rows,), (rows,))
-        x_r, targets_r, weights_r = (take_rows(a, at) for a in (x, targets, weights))
+        x_r, targets_r, weights_r = (rows_or_zeros(a, at) for a in (x, targets, weights))
         d_x_r, d_w_r, d_b_r, nats_r = differentiate(x_r, w, b, targets_r, weights_r, dtype)
         d_x = d_x.at[at].set(d_x_r, mode="drop")
         nats = nats.at[at].set(nats_r, mode="drop")
@@ -156,6 +156,6 @@ def rows_in_turn(targets: jax.Array, words: int, itemsize: int) -> tuple[jax.Arr
     return order, rounds, rows
 
 
-def take_rows(array: jax.Array, at: jax.Array) -> jax.Array:
+def rows_or_zeros(array: jax.Array, at: jax.Array) -> jax.Array:
     """Rows by number; zeros for a number that is none."""
     return array.at[at].get(mode="fill", fill_value=0)

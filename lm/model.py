@@ -215,7 +215,7 @@ def first_input_products(
 
 
 def softmax_weights(params: Params) -> jax.Array | AdaptiveWeights:
-    """W of the softmax, [H, V]."""
+    """W of the softmax, [H, V], or an adaptive softmax's weights."""
     return params.embedding.T if params.softmax_w is None else params.softmax_w
 
 

@@ -93,10 +93,19 @@ def unroll_inputs(
     state_mask: jax.Array | None = None,
     dtype: Any = None,
 ) -> tuple[Any, jax.Array]:
-    """`unroll`, given the input products z [T, B, K], biases included."""
+    """`unroll`, given the input products z [T, B, K], biases included.
+
+    Raises:
+      ValueError: a dropout mask of the state where the cell has no product for it.
+    """
     if gauge is not None:
         z = read_cotangent(z, gauge)
     if cell.diagonal is not None:
+        if state_mask is not None:
+            raise ValueError(
+                f"state_mask is given to a {cell.name}, which has no product with h_{{t-1}}; "
+                "wanted None, or a cell that has one"
+            )
         last, h = run_diagonal(cell, state, z, mask, probe)
     else:
         last, h = recur(cell, dtype, params.w_h, params.vectors, state, z, mask, probe, state_mask)

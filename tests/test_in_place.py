@@ -10,9 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import CellParams
+from lm.config import ModelConfig
+from lm.data.batches import Batch
 from lm.recurrence import field_over_z, scan_over, unroll
+from lm.remat import chunk_steps, rematerialize
+from lm.train import batch_nats
 
 T, H = 37, 16
 # As a user's programs are compiled, not as the other tests' are.
@@ -20,8 +25,8 @@ OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_pa
 RECURRENT = [name for name in CELLS if CELLS[name].diagonal is None]
 
 
-def loop_lines(compiled: str) -> list[str]:
-    """The instructions of all loop bodies, and of all that those call."""
+def loop_lines(compiled: str, depth: int) -> list[str]:
+    """The instructions of all bodies of loops `depth` deep, and of all that those call."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in compiled.splitlines():
@@ -29,24 +34,25 @@ def loop_lines(compiled: str) -> list[str]:
             lines = computations[found[1]] = []
         else:
             lines.append(line)
-    waiting, seen = re.findall(r"body=%?([\w.\-]+)", compiled), set()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            called = re.findall(
-                r"(?:body|calls|to_apply)=%?([\w.\-]+)", "".join(computations[name])
-            )
-            waiting += called
-    return [line for name in seen for line in computations[name]]
+    text = compiled
+    for _ in range(depth):
+        waiting, seen = re.findall(r"body=%?([\w.\-]+)", text), set()
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                called = "".join(computations[name])
+                waiting += re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", called)
+        text = "\n".join(line for name in seen for line in computations[name])
+    return text.splitlines()
 
 
-def copies(function, *arguments, over: int = T) -> list[str]:
-    """Copies of arrays of `over` steps inside loops."""
+def copies(function, *arguments, steps=T, depth=1) -> list[str]:
+    """Copies of arrays of so many steps inside loops."""
     compiled = jax.jit(function).lower(*arguments).compile(OPTIMIZED)
-    lines = loop_lines(compiled.as_text())
+    lines = loop_lines(compiled.as_text(), depth)
     assert lines  # there is a loop
-    return [line for line in lines if re.search(rf"= \w+\[(\d+,)?{over},\S* copy\(", line)]
+    return [line for line in lines if re.search(rf"= \w+\[(\d+,)?{steps},\S* copy\(", line)]
 
 
 def layer(name, batch):
@@ -95,6 +101,34 @@ def test_nor_with_seeds_side_by_side():
         return total(unroll(cell, params, state, x))
 
     assert not copies(jax.vmap(jax.grad(loss)), seeds)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nor_in_a_model_of_two_layers(precision):
+    """The first layer's z comes from a table of words, the second's from the first."""
+    config = ModelConfig(layers=2, hidden_size=H, embedding_size=H, precision=precision)
+    params, batch = model.init(jax.random.key(0), config, 11), 3
+    carry, words = model.init_carry(config, batch), jnp.zeros((T, batch), jnp.int32)
+
+    def loss(params):
+        return total(model.apply(config, params, carry, words))
+
+    assert not copies(jax.grad(loss), params)
+
+
+def test_nor_where_activations_are_made_anew():
+    """--remat: loops over the steps of a chunk inside one over the chunks."""
+    config, batch, time = ModelConfig(hidden_size=H, embedding_size=H), 3, 2 * 13**2
+    params = model.init(jax.random.key(0), config, 11)
+    carry, words = model.init_carry(config, batch), jnp.zeros((time, batch), jnp.int32)
+    rows = Batch(words, words, None, jnp.asarray(False))
+
+    def loss(params):
+        return rematerialize(batch_nats)(config, params, carry, rows)[0]
+
+    steps = chunk_steps(time)
+    assert steps not in (batch, H, 4 * H, 11)
+    assert not copies(jax.grad(loss), params, steps=steps, depth=2)
 
 
 def test_a_tape_over_z_saves_two_arrays_as_wide_as_the_gates():

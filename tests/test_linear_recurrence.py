@@ -11,11 +11,12 @@ from test_recurrence import MASK, gradients
 
 from lm import linear_recurrence
 from lm.cells import CELLS
+from lm.cells.cell import CellParams
 from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig, OptimConfig
 from lm.gradients.cell_measures import measure_cell
 from lm.linear_recurrence import run_loop, run_rounds
-from lm.recurrence import unroll
+from lm.recurrence import unroll, unroll_inputs
 from lm.train import init_state
 
 DIAGONAL = [name for name in CELLS if CELLS[name].diagonal is not None]
@@ -82,6 +83,27 @@ def test_shares_of_gates_that_round_to_zero_or_one(f, i):
     np.testing.assert_allclose(decay, expected, atol=1e-7)
     np.testing.assert_allclose(added, (1 - expected) * 0.5, atol=1e-7)
     assert np.all(np.isfinite(jax.grad(lambda z: jnp.sum(cell.diagonal(z)[0]))(z)))
+
+
+@pytest.mark.parametrize("least", [1e-4, 1e-6, 1e-12])
+def test_the_smaller_share_is_no_difference_of_large_ones(least):
+    """In float32 1 - (1 - 1e-12) is 0, and a lag curve through it would end."""
+    log = np.float32(np.log(least))
+    zero, one = jnp.zeros((1, 1), jnp.float32), jnp.ones((1, 1), jnp.float32)
+    kept, _ = CELLS["mingru"].diagonal(jnp.concatenate([zero - log, one], axis=1))
+    np.testing.assert_allclose(kept, 1 / (1 + 1 / least), rtol=1e-5)
+    # i = least, f = 1/2
+    _, added = CELLS["minlstm"].diagonal(jnp.concatenate([zero, zero + log, one], axis=1))
+    i = 1 / (1 + 1 / least)
+    np.testing.assert_allclose(added, i / (i + 0.5), rtol=1e-5)
+
+
+def test_no_cell_without_a_product_takes_a_mask_for_it():
+    cell = CELLS["mingru"]
+    state, z = cell.init_state(2, 3), jnp.ones((4, 2, 6))
+    params = CellParams(jnp.ones((3, 6)), jnp.ones((3, 0)), jnp.ones(6), ())
+    with pytest.raises(ValueError, match="minGRU, which has no product"):
+        unroll_inputs(cell, params, state, z, state_mask=jnp.ones((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["minlstm"])

@@ -1,8 +1,11 @@
 """What the table of memory measures, and the limits that it is there to show."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from experiments.speed import memory
@@ -43,17 +46,22 @@ def test_rows_and_their_table(small, capsys, monkeypatch):
     assert "not run" in lines[-1]
 
 
-def test_a_row_that_fails_is_said(monkeypatch):
+def test_a_row_that_fails_is_said(monkeypatch, capsys):
     monkeypatch.setattr(memory, "ROWS", (("gradient", -1, False),))
-    with pytest.raises(RuntimeError, match="gradient -1 failed: ValueError"):
-        memory.measure_memory()
+    memory.print_memory(memory.measure_memory())
+    assert capsys.readouterr().out.splitlines()[-1].startswith("gradient -1 failed: ValueError")
 
 
 def test_the_peak_is_of_this_process():
-    before = memory.peak_bytes()
-    block = np.ones(before // 8 + 2**23)  # more than ever before
-    assert memory.peak_bytes() >= before + 2**25
-    del block
+    """In a process of its own, which has not held as much before."""
+    code = (
+        "import numpy as np; from experiments.speed.memory import peak_bytes; a = peak_bytes(); "
+        "block = np.ones(a // 8 + 2**23); print(peak_bytes() - a)"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 2**25
 
 
 def test_no_loss_holds_all_logits():
@@ -72,7 +80,7 @@ def test_no_loss_holds_all_logits():
     assert compiled.memory_analysis().temp_size_in_bytes < 1e9
 
 
-def test_a_row_of_65536_tokens_needs_less_than_4_gb(monkeypatch):
+def test_a_row_of_65536_tokens_needs_less_than_100_mb(monkeypatch):
     """As compiled; running it, a quarter of a minute and more, is for the table."""
     monkeypatch.setattr(memory, "SPARE", 0)
     row = memory.measure_gradient(65_536, True)

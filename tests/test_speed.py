@@ -5,6 +5,7 @@ gradient: clip by ITS global norm (PyTorch and cuDNN have two biases a layer, ea
 gradient of ours), then SGD.
 """
 
+import dataclasses
 import json
 from functools import cache
 
@@ -199,7 +200,7 @@ def test_operations_are_counted():
 
 
 def timing(*seconds, first=1.0, loss=2.0):
-    return rounds.Timing(first, loss, 2**20, list(seconds))
+    return rounds.Timing(first, [5.0, loss], 2**20, list(seconds))
 
 
 def row_of(part="step", size="20x20x200x2x10000", **medians):
@@ -257,6 +258,35 @@ def test_other_work_is_refused():
         rounds.check_losses(job, "step", {**same, "nnx": timing(1, loss=float("nan"))})
     gru = work.Work("gru", SIZE)
     rounds.check_losses(gru, "step", {**same, "haiku": timing(1, loss=2.01)})  # another GRU
+
+
+@pytest.mark.parametrize("size", ["small", "char"])
+@pytest.mark.parametrize("other", ["no layers", "gates in another order", "no clip"])
+def test_another_network_is_seen_in_the_losses(size, other):
+    job = work.Work("lstm", work.parse_size(size))
+    weights = work.draw_weights(job)
+
+    def losses(job, weights):
+        program = ours.make_step(job, weights)
+        found = []
+        for _ in range(3):
+            program.run()
+            found.append(program.loss())
+        return rounds.Timing(1.0, found, 2**20, [1.0])
+
+    changed, another = dict(weights), job
+    for name, array in weights.items():
+        if name.startswith("rnn"):
+            if other == "no layers":
+                changed[name] = np.zeros_like(array)
+            elif other == "gates in another order":
+                i, f, g, o = np.split(array, 4)
+                changed[name] = np.concatenate([f, i, g, o])
+    if other == "no clip":
+        another = dataclasses.replace(job, clip=1e6)
+    found = {"ours": losses(job, weights), "torch": losses(another, changed)}
+    with pytest.raises(ArithmeticError, match="same work"):
+        rounds.check_losses(job, "step", found)
 
 
 def test_a_turn_is_as_long_as_asked():
@@ -320,7 +350,7 @@ def test_a_run_times_saves_and_draws(tmp_path, capsys):
     assert [row["part"] for row in results["rows"]] == ["step", "layer"]
     for row in results["rows"]:
         assert set(row["contestants"]) == set(names)
-        losses = [timed["loss"] for timed in row["contestants"].values()]
+        losses = [timed["losses"][0] for timed in row["contestants"].values()]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-3)
         for timed in row["contestants"].values():
             assert timed["steps"] >= 2

@@ -34,10 +34,8 @@ def measure_memory() -> list[dict[str, Any]]:
       "temporary_bytes" (of the compiled program, beside its arguments and results),
       "held_bytes" (arguments and results), "base_bytes" (of the process before it ran),
       "peak_bytes" (of the process; on a GPU of its memory) and "seconds" of a second call; the
-      last two None where the program would not have fitted into the machine's memory.
-
-    Raises:
-      RuntimeError: a process failed; with the last line that it said.
+      last two None where the program would not have fitted into the machine's memory. Of a
+      process that failed "what", "size", "remat" and "refused": the last line that it said.
     """
     return list(each_row())
 
@@ -50,15 +48,19 @@ def each_row() -> Iterator[dict[str, Any]]:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            raise RuntimeError(f"the process of {' '.join(command[2:])} failed: {said}")
+            yield {"what": what, "size": size, "remat": remat, "refused": said}
+            continue
         yield json.loads(done.stdout.splitlines()[-1])
 
 
 def print_memory(rows: list[dict[str, Any]]) -> None:
     """A table of the rows; of a gradient with remat its time against the one without."""
-    print("LSTM language model, B = 8, H = 256, V = 100: the gradient of T tokens a row")
+    sizes = f"B = {BATCH}, H = {HIDDEN}, V = {VOCABULARY}"
+    print(f"LSTM language model, {sizes}: the gradient of T tokens a row")
     print(f"{'T':>8}{'remat':>7}{'activations':>13}{'peak':>10}{'seconds':>10}{'time':>8}")
     plain = {}
+    refused = [row for row in rows if "refused" in row]
+    rows = [row for row in rows if "refused" not in row]
     for row in rows:
         if row["what"] == "gradient":
             length, seconds = row["length"], row["seconds"]
@@ -80,6 +82,8 @@ def print_memory(rows: list[dict[str, Any]]) -> None:
                 f"{format_bytes(row['temporary_bytes']):>13}{format_bytes(row['peak_bytes']):>10}"
                 f"{'not run' if row['seconds'] is None else format(row['seconds'], '.1f'):>10}"
             )
+    for row in refused:
+        print(f"{row['what']} {row['size']:,}{' --remat' * row['remat']} failed: {row['refused']}")
 
 
 def format_bytes(count: int | None) -> str:
@@ -141,7 +145,8 @@ def run_compiled(function: Any, *arguments: Any) -> dict[str, Any]:
     """Compile, run twice where there is room, and what that took."""
     import jax
 
-    compiled = jax.jit(function).lower(*arguments).compile()
+    with jax.default_matmul_precision("highest"):
+        compiled = jax.jit(function).lower(*arguments).compile()
     analysis: Any = compiled.memory_analysis()
     row = {
         "temporary_bytes": analysis.temp_size_in_bytes,
@@ -181,7 +186,7 @@ def free_bytes() -> int | None:
 
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     meminfo = Path("/proc/meminfo")
     return read_kilobytes(meminfo, "MemAvailable:") if meminfo.exists() else None
 

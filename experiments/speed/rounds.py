@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 LOSS_TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}  # relative
+LONGEST_SECONDS = 900  # a request takes
 STEPS = 3, 200  # a turn has: one to warm up and at least two that count
 TURNS_TO_LEARN = 1  # rounds that are not counted, in which the length of a turn is found
 
@@ -74,9 +76,14 @@ class Process:
         return self.hear()
 
     def hear(self) -> dict[str, Any]:
-        """The next answer."""
+        """The next answer; a process that gives none for LONGEST_SECONDS is ended."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        timer = threading.Timer(LONGEST_SECONDS, self._process.kill)
+        timer.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
         if not line:
             raise RefusedError(self._ended())
         found: dict[str, Any] = json.loads(line)
@@ -102,7 +109,7 @@ class Timing:
     """What was measured of one contestant in one part of one size."""
 
     first_seconds: float = 0.0
-    loss: float = 0.0
+    losses: list[float] = field(default_factory=list)
     bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
     refused: str = ""
@@ -120,7 +127,7 @@ class Timing:
             "flops_per_second": flops / median,
             "compile_seconds": max(0.0, self.first_seconds - median),
             "bytes": self.bytes,
-            "loss": self.loss,
+            "losses": self.losses,
         }
 
 
@@ -162,7 +169,7 @@ def time_size(
       names: ours among them.
       parts: step, layer.
       rounds: turns of each that count.
-      seconds: about how long a turn is; at least one step.
+      seconds: about how long a turn is; at least three steps.
       tick: called with what comes next, `turns(...)` times.
 
     Returns:
@@ -219,7 +226,7 @@ def time_part(
             continue
         try:
             made = worker.ask("make", part=part, cell=work.cell, size=str(work.size))
-            found[name] = Timing(made["first_seconds"], made["loss"], made["bytes"])
+            found[name] = Timing(made["first_seconds"], made["losses"], made["bytes"])
         except RefusedError as refused:
             found[name].refused = str(refused)
     steps = dict.fromkeys(found, STEPS[0])
@@ -235,10 +242,11 @@ def time_part(
                 continue
             steps[name] = steps_in(seconds, min(taken))
             if turn >= TURNS_TO_LEARN:
-                found[name].seconds += taken[1:] or taken  # ten steps a dispatch come as one
-    for name, worker in workers.items():
-        if isinstance(worker, Process) and not found[name].refused:
-            worker.ask("drop")
+                found[name].seconds += taken[1:]
+    for worker in workers.values():
+        if isinstance(worker, Process):
+            with suppress(RefusedError):  # it has ended: nothing is left to drop
+                worker.ask("drop")
     return found
 
 
@@ -253,13 +261,15 @@ def check_losses(work: Work, part: str, found: dict[str, Timing]) -> None:
     for name, timing in found.items():
         if timing.refused or ours.refused or work.cell in CONTESTANTS[name].differs:
             continue
-        # A layer's product with random numbers is near 0 beside its terms.
-        scale = abs(ours.loss) if part == "step" else layer_scale(work.size)
-        if not abs(timing.loss - ours.loss) <= LOSS_TOLERANCE[work.precision] * scale:
-            raise ArithmeticError(
-                f"{CONTESTANTS[name].label} finds {timing.loss:.6g} where ours finds "
-                f"{ours.loss:.6g} ({part}, {work.cell}, {work.size}); wanted the same work"
-            )
+        # Ten steps at once tell the first of their losses alone.
+        for step, (theirs, own) in enumerate(zip(timing.losses, ours.losses, strict=False)):
+            # A layer's product with random numbers is near 0 beside its terms.
+            scale = abs(own) if part == "step" else layer_scale(work.size)
+            if not abs(theirs - own) <= LOSS_TOLERANCE[work.precision] * scale:
+                raise ArithmeticError(
+                    f"{CONTESTANTS[name].label} finds {theirs:.6g} at step {step} where ours finds "
+                    f"{own:.6g} ({part}, {work.cell}, {work.size}); wanted the same work"
+                )
 
 
 def layer_scale(size: Size) -> float:

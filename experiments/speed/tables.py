@@ -157,7 +157,7 @@ def print_summary(rows: list[dict[str, Any]], peak: float) -> None:
         for row in rows
         for name in contestants_of([row])
         for ratio, _ in ratios([row], name)
-        if name != "ours" and ratio < 1
+        if name not in ("ours", "ours10") and ratio < 1
     ]
     print(f"\nfaster than ours: {''.join(behind) or 'none'}")
     wide = [

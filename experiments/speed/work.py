@@ -1,7 +1,7 @@
 """What is timed: a language model of one size, its weights, its batch, its count of operations.
 
-Every contestant starts from the same weights and reads the same tokens, so that its first loss
-tells whether it does the same work.
+Every contestant starts from the same weights and reads the same tokens, so that its first losses
+tell whether it does the same work: the first one the forward pass, those after it the rest.
 """
 
 import re
@@ -77,8 +77,9 @@ def parse_size(text: str) -> Size:
 def draw_weights(work: Work, seed: int = 0) -> dict[str, np.ndarray]:
     """A model's float32 weights by PyTorch's names (see lm.interop.pytorch).
 
-    U(-H^-1/2, H^-1/2) in the layers, U(-0.1, 0.1) in embedding and softmax; a forget bias of 1,
-    every other bias 0, so that libraries with one bias where PyTorch has two start alike.
+    U(-r, r) with r = H^-1/2 in the layers, 1 in the embedding and 6 H^-1/2 in the softmax: large
+    enough for the loss to tell one network from another. A forget bias of 1, every other bias 0,
+    so that libraries with one bias where PyTorch has two start alike.
     """
     rng = np.random.default_rng(seed)
     size, gates = work.size, GATES[work.cell]
@@ -88,7 +89,7 @@ def draw_weights(work: Work, seed: int = 0) -> dict[str, np.ndarray]:
     bias = np.zeros(width, np.float32)
     if work.cell == "lstm":
         bias[hidden : 2 * hidden] = 1
-    arrays = {"encoder.weight": draw((size.vocabulary, hidden), 0.1)}
+    arrays = {"encoder.weight": draw((size.vocabulary, hidden), 1)}
     for k in range(size.layers):
         arrays |= {
             f"rnn.weight_ih_l{k}": draw((width, hidden), r),
@@ -96,7 +97,7 @@ def draw_weights(work: Work, seed: int = 0) -> dict[str, np.ndarray]:
             f"rnn.bias_ih_l{k}": bias.copy(),
             f"rnn.bias_hh_l{k}": np.zeros(width, np.float32),
         }
-    arrays["decoder.weight"] = draw((size.vocabulary, hidden), 0.1)
+    arrays["decoder.weight"] = draw((size.vocabulary, hidden), 6 * r)
     arrays["decoder.bias"] = np.zeros(size.vocabulary, np.float32)
     return arrays
 

@@ -5,7 +5,7 @@
 Requests, a line each, and their answers:
 
     {"do": "make", "part": "step", "cell": "lstm", "size": "20x35x650x2x10000"}
-        {"first_seconds", "loss", "bytes"}              compiled and run once; see Program
+        {"first_seconds", "losses", "bytes"}            compiled and run; see Program
     {"do": "run", "steps": 5}    {"seconds": [...]}     of each step
     {"do": "peak"}               {"flops_per_second"}   of matrix products
     {"do": "drop"}               {}                     forget what was made
@@ -26,6 +26,7 @@ from experiments.speed.work import Work, draw_weights, one_layer, parse_size
 
 PEAK_SIZE = 2048  # rows and columns of the matrices of the measured peak
 PEAK_REPEATS = 8
+LOSSES = 3  # of the first steps, that are compared
 
 # Names that jax.default_matmul_precision takes.
 PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}
@@ -41,11 +42,15 @@ class Worker:
         if name != "torch":
             import jax
 
-            jax.config.update("jax_default_matmul_precision", PRECISIONS[precision])
+            # Ours has a bfloat16 of its own, as `train --precision` does.
+            own = name in ("ours", "ours10") and precision == "bfloat16"
+            default = PRECISIONS["float32" if own else precision]
+            jax.config.update("jax_default_matmul_precision", default)
             jax.block_until_ready(jax.numpy.zeros(1))  # the device's own memory is no one's model
 
     def make(self, part: str, cell: str, size: str) -> dict[str, Any]:
-        """Build the program and run it once."""
+        """Build the program and run it, as often as losses are compared."""
+        self._program = None  # whose memory this one may want
         work = Work(cell, parse_size(size), self._precision)
         work = one_layer(work) if part == "layer" else work
         build = self._module.make_layer if part == "layer" else self._module.make_step
@@ -53,14 +58,17 @@ class Worker:
         start = time.perf_counter()
         self._program.run()
         first = time.perf_counter() - start
-        loss = self._program.loss()
-        return {"first_seconds": first, "loss": loss, "bytes": self._program.peak_bytes()}
+        losses = [self._program.loss()]
+        while self._program.steps == 1 and len(losses) < LOSSES:
+            self._program.run()
+            losses.append(self._program.loss())
+        return {"first_seconds": first, "losses": losses, "bytes": self._program.peak_bytes()}
 
     def run(self, steps: int) -> dict[str, Any]:
-        """Seconds of each of about `steps` steps."""
+        """Seconds of each of about `steps` steps; at least two runs."""
         seconds = []
         each = self._program.steps
-        for _ in range(max(1, round(steps / each))):
+        for _ in range(max(2, round(steps / each))):
             start = time.perf_counter()
             self._program.run()
             seconds.append((time.perf_counter() - start) / each)

@@ -3,8 +3,8 @@
     i, f, o = sigmoid(z + u)        g = tanh(z + u)        packed in the order i, f, o, g
     c_t = f * c_{t-1} + i * g       h_t = o * tanh(c_t)
 
-The sigmoid gates stand side by side so that one sigmoid serves all three. PyTorch and Flax
-pack i, f, g, o; conversion is a permutation of columns.
+The sigmoid gates stand side by side. PyTorch and Flax pack i, f, g, o; conversion is a
+permutation of columns.
 """
 
 from typing import NamedTuple

@@ -28,6 +28,7 @@ def model_config(work: Work) -> ModelConfig:
         layers=size.layers,
         hidden_size=size.hidden,
         embedding_size=size.hidden,
+        precision="bfloat16" if work.precision == "bfloat16" else "float32",
     )
 
 
@@ -76,9 +77,10 @@ def make_layer(work: Work, weights: Arrays) -> JaxProgram:
     params = own(import_layer(work.cell, plain))
     state = cell.init_state(work.size.batch, work.size.hidden)
     x, d_h = draw_layer_batch(work)
+    dtype = model_config(work).product_dtype
 
     def product(params: Any, x: Any, state: Any, d_h: Any) -> jax.Array:
-        return jnp.sum(unroll(cell, params, state, x)[1] * d_h)
+        return jnp.sum(unroll(cell, params, state, x, dtype=dtype)[1] * d_h)
 
     def read(_: Any, value: Any) -> tuple[Any, Arrays]:
         loss, (d_params, d_x) = value
