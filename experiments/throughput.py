@@ -131,7 +131,7 @@ def run(config: Config) -> Path:
 
     # Before this process's own JAX takes the memory of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    keeps = jax.config.jax_enable_compilation_cache
+    keeps = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)  # compilations are timed here too
     try:
         return measure_parts(config)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from lm.config import OptimConfig
 
@@ -42,11 +43,23 @@ def make_schedule(config: OptimConfig, steps_per_epoch: int, steps: int) -> opta
     return optax.constant_schedule(1.0)
 
 
-def global_norm(tree: Any) -> jax.Array:
-    """L2 norm over all leaves, scaled before squaring: m * sqrt(sum (x / m)^2), m = max |x|.
+SAFE_SQUARES = 1e-20, 1e30  # a sum of squares between these has neither over- nor underflown
 
-    A plain float32 norm is inf once entries pass 1e19, and 0 once all are under 1e-23.
+
+def global_norm(tree: Any) -> jax.Array:
+    """L2 norm over all leaves, of any magnitude.
+
+    A plain float32 norm is inf once entries pass 1e19, and 0 once all are under 1e-23. It is read
+    off in one pass; only where its square is near either end a second one scales the entries.
     """
+    squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
+    least, most = SAFE_SQUARES
+    safe = (squares > least) & (squares < most)
+    return lax.cond(safe, lambda _: jnp.sqrt(squares), scaled_global_norm, tree)
+
+
+def scaled_global_norm(tree: Any) -> jax.Array:
+    """`global_norm`, scaled before squaring: m * sqrt(sum (x / m)^2), m = max |x|."""
     leaves = jax.tree.leaves(tree)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)

@@ -151,7 +151,7 @@ def run_forward(
     """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
     weights = w_h if dtype is None else w_h.astype(dtype)
 
-    field = field_over_z(cell, z.shape[1])
+    field = field_over_z(cell, z.shape[1], dtype)
 
     def step(s_prev: Any, z_t: jax.Array, mask_t: jax.Array | None) -> tuple[Any, Any, Any]:
         u_t = dot(drop(s_prev.h, state_mask), weights, dtype)
@@ -165,12 +165,14 @@ def run_forward(
     return last, Trace(state.h, h, join_tape(rows, rest, field), mask, state_mask)
 
 
-def field_over_z(cell: Cell, batch: int) -> str | None:
+def field_over_z(cell: Cell, batch: int, dtype: Any) -> str | None:
     """The field of the tape that is written over z, if any.
 
-    None at a batch of one, where XLA's CPU backend would copy all of z at every step.
+    None at a batch of one and where products are rounded, since XLA's CPU backend would copy all
+    of z at every step, and on other backends, whose compiled loops nobody has read yet.
     """
-    return cell.written_over_z if batch > 1 else None
+    quick = batch > 1 and dtype is None and jax.default_backend() == "cpu"
+    return cell.written_over_z if quick else None
 
 
 def part_tape(tape: Tape, field: str | None) -> tuple[Any, Any]:
@@ -294,7 +296,7 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
     d_last, d_h = cotangents
     w_h_transposed = w_h.T if dtype is None else w_h.T.astype(dtype)
 
-    field = field_over_z(cell, d_h.shape[1])
+    field = field_over_z(cell, d_h.shape[1], dtype)
     rows, rest = part_tape(trace.tape, field)
 
     def step(carry: Any, row: Any, inputs: Any) -> tuple[Any, jax.Array, Any]:

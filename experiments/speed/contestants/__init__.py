@@ -28,6 +28,8 @@ class Contestant:
       cells: those it has.
       parts: those it is timed in.
       differs: cell -> how its own cell differs from ours, where the work is not the same.
+      two_biases: its layers have two biases, with a gradient each: the norm that is clipped and
+        the step of their sum are larger, and so is the fall of its loss.
       gpu_only: without a GPU it is not there.
     """
 
@@ -38,12 +40,13 @@ class Contestant:
     cells: tuple[str, ...] = ("rnn", "irnn", "gru", "lstm")
     parts: tuple[str, ...] = ("step", "layer")
     differs: dict[str, str] = field(default_factory=dict)
+    two_biases: bool = False
     gpu_only: bool = False
 
 
 CONTESTANTS: dict[str, Contestant] = {
     "ours": Contestant("ours", "ours"),
-    "torch": Contestant("PyTorch", "pytorch", "torch", "torch"),
+    "torch": Contestant("PyTorch", "pytorch", "torch", "torch", two_biases=True),
     "linen": Contestant("Flax linen", "linen", cells=("rnn", "gru", "lstm")),
     "nnx": Contestant("Flax nnx", "nnx", cells=("rnn", "gru", "lstm")),
     "haiku": Contestant(
@@ -57,7 +60,7 @@ CONTESTANTS: dict[str, Contestant] = {
         },
     ),
     "equinox": Contestant("Equinox", "equinox", "equinox", "equinox", cells=("gru", "lstm")),
-    "cudnn": Contestant("JAX cuDNN", "cudnn", cells=("lstm",), gpu_only=True),
+    "cudnn": Contestant("JAX cuDNN", "cudnn", cells=("lstm",), two_biases=True, gpu_only=True),
     "ours10": Contestant("ours, 10 a call", "ours10", parts=("step",)),
 }
 DEFAULT = ("ours", "torch", "linen", "nnx", "haiku", "equinox", "cudnn")
