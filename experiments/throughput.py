@@ -11,7 +11,7 @@ Prints milliseconds, ratios, tokens a second, the share of the machine's own mat
 (the better of XLA's and PyTorch's, measured in the same run), memory and compilation; saves
 results.json and a figure.
 
-    ./launch.sh throughput                          LSTM, six sizes: 5 minutes on 2 cores
+    ./launch.sh throughput                          LSTM, six sizes: 8 minutes on 2 cores
     ./launch.sh throughput --sizes=small,char --cells=rnn,gru,lstm
     ./launch.sh throughput --sizes=32x100x256x2x5000 --contestants=ours,torch --parts=step
     ./launch.sh throughput --parts=engine           the backward pass against autodiff of a scan

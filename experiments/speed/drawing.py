@@ -71,7 +71,7 @@ def plot_part(
         [*(size_label(size, part) for size in sizes), "geometric mean"],
     )
     handles, labels = legend_of(axes)
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=10)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10)
     figure.suptitle(
         f"{TITLES[part][0].upper()}{TITLES[part][1:]}: time of others / time of ours",
         x=0.01,
@@ -81,7 +81,7 @@ def plot_part(
     )
     figure.supxlabel(
         "right of the line ours is faster, its time at the right edge; medians, with quartiles; "
-        f"{machine}, {precision}",
+        f"{machine}, {precision}\n\n\n",  # the legend's lines
         fontsize=8.5,
         color="#555555",
     )
