@@ -8,6 +8,7 @@ respect to the logits, softmax - onehot, needs nothing but the same chunk, so it
 in the forward pass while the chunk is there: three products in all, none repeated.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -83,7 +84,6 @@ def _weighted_forward(
     dtype: Any,
 ) -> tuple[jax.Array, Any]:
     rows = chunk_rows(h.shape[0], w.shape[1], h.dtype.itemsize)
-    chunks = tuple(_chunked(array, rows) for array in (h, targets, weights))
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         d_w, d_b = carry
@@ -98,13 +98,7 @@ def _weighted_forward(
         return (d_w + d_w_c, d_b + column_sums(d_scores)), (nats, d_h_c)
 
     zeros = jnp.zeros_like(w), jnp.zeros_like(b)
-    if chunks[0].shape[0] == 1:  # everything fits: no loop, no accumulator
-        (d_w, d_b), (nats, d_h) = step((0.0, 0.0), jax.tree.map(lambda c: c[0], chunks))
-    else:
-        (d_w, d_b), (nats, d_h) = lax.scan(step, zeros, chunks)
-    count = h.shape[0]
-    nats = nats.reshape(-1)[:count]
-    d_h = d_h.reshape(-1, h.shape[1])[:count]
+    (d_w, d_b), (nats, d_h) = scan_chunks(step, zeros, (h, targets, weights), rows)
     return jnp.sum(nats * weights), (d_h, d_w, d_b, nats)
 
 
@@ -116,12 +110,32 @@ def _weighted_backward(dtype: Any, residuals: Any, cotangent: jax.Array) -> tupl
 weighted_nats.defvjp(_weighted_forward, _weighted_backward)
 
 
+def scan_chunks(
+    step: Callable[[Any, Any], tuple[Any, Any]], zeros: Any, arrays: Any, rows: int
+) -> tuple[Any, Any]:
+    """lax.scan of `step` over so many rows at a time.
+
+    Args:
+      step: (sums, a chunk of each array) -> (sums with its own added, an entry for each row).
+      zeros: the sums at first.
+      arrays: [N, ...] each; zeros follow their end.
+
+    Returns:
+      (the sums, the entries, [N, ...] each).
+    """
+    count = len(jax.tree.leaves(arrays)[0])
+    chunks = jax.tree.map(lambda array: _chunked(array, rows), arrays)
+    if rows >= count:  # everything fits: no loop, no accumulator
+        first = jax.tree.map(lambda chunk: chunk[0], chunks)
+        return step(jax.tree.map(lambda _: 0.0, zeros), first)
+    sums, found = lax.scan(step, zeros, chunks)
+    return sums, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], found)
+
+
 def _chunked(array: jax.Array, rows: int) -> jax.Array:
     """[N, ...] -> [chunks, rows, ...], zeros after the end."""
-    chunks = -(-array.shape[0] // rows)
-    padding = chunks * rows - array.shape[0]
-    widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, widths).reshape(chunks, rows, *array.shape[1:])
+    widths = [(0, -array.shape[0] % rows)] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, widths).reshape(-1, rows, *array.shape[1:])
 
 
 def _nats_scores_log_z(

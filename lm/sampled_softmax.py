@@ -23,9 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from lm.loss import chunk_rows
+from lm.loss import chunk_rows, scan_chunks
 from lm.products import TRANSPOSED_LEFT, TRANSPOSED_RIGHT, column_sums, dot
 
 SPARE = 5  # standard deviations of the number of drawn words that room is kept for
@@ -141,12 +140,7 @@ def _drawn_forward(
     weights: jax.Array,
     dtype: Any,
 ) -> tuple[jax.Array, Any]:
-    count = h.shape[0]
-    rows = chunk_rows(count, w.shape[1], h.dtype.itemsize)
-
-    def chunked(array: jax.Array) -> jax.Array:
-        widths = [(0, -count % rows)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, widths).reshape(-1, rows, *array.shape[1:])
+    rows = chunk_rows(h.shape[0], w.shape[1], h.dtype.itemsize)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         d_w, d_b = carry
@@ -161,13 +155,8 @@ def _drawn_forward(
         carry = d_w + d_w_c, d_b + column_sums(d_scores)
         return carry, (log_z - own_c, d_h_c, d_own)
 
-    chunks = tuple(chunked(a) for a in (h, own, targets, weights))
     zeros = jnp.zeros_like(w), jnp.zeros_like(b)
-    if chunks[0].shape[0] == 1:  # everything fits: no loop, no accumulator
-        (d_w, d_b), each = step((0.0, 0.0), jax.tree.map(lambda c: c[0], chunks))
-    else:
-        (d_w, d_b), each = lax.scan(step, zeros, chunks)
-    nats, d_h, d_own = (a.reshape(-1, *a.shape[each[0].ndim :])[:count] for a in each)
+    (d_w, d_b), (nats, d_h, d_own) = scan_chunks(step, zeros, (h, own, targets, weights), rows)
     return jnp.sum(nats * weights), (d_h, d_w, d_b, d_own, nats)
 
 
