@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_names import EVERY_CELL, EVERY_RECURRENT_CELL
 from test_cells import random_layer
 
 from lm.cells import CELLS
@@ -53,7 +54,7 @@ def layer(x64, name):
     return cell, params, state, x, d_h
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if CELLS[name].diagonal is None])
+@pytest.mark.parametrize("name", EVERY_RECURRENT_CELL)
 def test_gram_is_that_of_untied_copies(layer):
     cell, params, state, x, d_h = layer
     copies = untied_gradients(cell, params, state, x, d_h).reshape(len(x), -1)
@@ -121,7 +122,7 @@ def test_shares_of_nothing_but_one_step():
     assert total_log_norm(gram) == 0
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_generic_door_sees_what_the_engine_sees(layer):
     cell, params, state, x, d_h = layer
     step, output = as_step(cell), LAST_FIELD.get(cell_name(cell), 0)
@@ -176,7 +177,7 @@ def test_generic_lengths_are_gradients_of_prefixes(x64):
             np.testing.assert_allclose(getattr(found, field)[k, 1], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 @pytest.mark.parametrize("masked", [False, True])
 def test_both_paths_sum_to_the_gradient(layer, masked):
     cell, params, state, x, d_h = layer

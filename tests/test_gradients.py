@@ -5,6 +5,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_names import EVERY_CELL
 from test_cells import random_layer
 
 from lm import model
@@ -71,7 +72,7 @@ def test_forced_gates_give_the_carousel(bias, x64):
     assert c[0] == -np.inf  # at lag 0 nothing has come through the carry yet
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_curves_equal_explicit_jacobian_products(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)
@@ -103,7 +104,7 @@ def test_curves_equal_explicit_jacobian_products(name, x64):
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_model_measures_equal_plain_autodiff(name, layers, x64):
     """Both measures of a stack, against jax.grad of each row's own loss at each length."""
     config = ModelConfig(cell=name, layers=layers, hidden_size=5, embedding_size=4)

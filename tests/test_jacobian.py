@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from cell_names import EVERY_CELL
 from test_cells import random_layer
 from test_gradients import LINEAR
 
@@ -37,7 +38,7 @@ def tanh_layer(key, hidden, gain):
     return params._replace(w_h=params.w_h + gain * jax.random.normal(key, (hidden, hidden)))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_jacobians_equal_finite_differences(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)
@@ -187,7 +188,7 @@ def test_exponents_of_a_constant_jacobian_are_its_eigenvalues(constant):
     np.testing.assert_allclose(two, logs[:2], atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_exponents_sum_to_the_mean_log_determinant(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cell_names import EVERY_CELL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cells import B, D, H, T, random_layer, to_oracle
@@ -40,7 +41,7 @@ def test_engine_equals_autodiff_in_float64(name, masked, x64):
 
 
 @pytest.mark.parametrize("size", [(20, 4, 32), (35, 8, 64)])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_engine_equals_autodiff_in_float32(name, size):
     """Relative to each array's largest entry: single entries near 0 carry rounding of others."""
     cell = CELLS[name]
@@ -51,7 +52,7 @@ def test_engine_equals_autodiff_in_float32(name, size):
         assert np.max(np.abs(a - b), initial=0) <= 1e-5 * np.max(np.abs(b), initial=0)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_probe_gradient_is_dl_ds(name, x64):
     """A probe's gradient, against adding a number to the state by hand and differencing."""
     cell = CELLS[name]
@@ -76,7 +77,7 @@ def probed_loop(cell, params, state, x, probe):
     return state, jnp.stack(hs)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_masked_rows_equal_the_oracle(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)
@@ -88,7 +89,7 @@ def test_masked_rows_equal_the_oracle(name, x64):
         np.testing.assert_allclose(getattr(last, field), value, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_padding_changes_nothing(name, x64):
     """What stands in the padding reaches neither values nor gradients."""
     cell = CELLS[name]
@@ -165,7 +166,7 @@ def test_a_batch_is_a_loop_over_its_rows(name, seed):
         )
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_seeds_by_vmap_equal_seeds_one_by_one(name):
     cell = CELLS[name]
     layers = [random_layer(cell, seed, jnp.float32) for seed in range(3)]
@@ -196,7 +197,7 @@ def test_shapes_that_do_not_fit_are_named(change, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EVERY_CELL)
 def test_gauge_reads_the_cotangent_that_goes_by(name, x64):
     """Its gradient is log ||dL/dz_t||; nothing else changes."""
     cell = CELLS[name]

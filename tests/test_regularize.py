@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_names import EVERY_RECURRENT_CELL
 
 from lm import model
 from lm.cells import CELLS
@@ -118,7 +119,7 @@ def test_masks_act_where_the_equations_say(kind):
     np.testing.assert_allclose(h, oracle_apply(PARAMS, masks, tokens), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in CELLS if CELLS[n].diagonal is None))
+@pytest.mark.parametrize("name", EVERY_RECURRENT_CELL)
 def test_gradient_with_dropped_states_equals_autodiff(name, x64):
     """The engine's backward scan against autodiff of the plain loop, padding included."""
     cell, hidden = CELLS[name], 6

@@ -1,0 +1,15 @@
+"""Cells as parameters of the wider tests.
+
+Each cell has its oracle and its gradient checked in every run. The other cells are made of the
+same pieces as these: what they go through beside that is for `./launch.sh test -m whole`.
+"""
+
+import pytest
+
+from lm.cells import CELLS
+
+OFTEN = ("rnn", "gru", "lstm", "mingru")
+EVERY_CELL = [
+    pytest.param(name, marks=[] if name in OFTEN else pytest.mark.whole) for name in CELLS
+]
+EVERY_RECURRENT_CELL = [cell for cell in EVERY_CELL if CELLS[cell.values[0]].diagonal is None]
