@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import types
 import zlib
 from dataclasses import dataclass
 
@@ -62,6 +63,25 @@ def test_a_folder_that_cannot_be_made_stops_nothing(no_cache, tmp_path):
     (tmp_path / "compiled").write_text("in the way")
     compiled.keep_compiled(tmp_path)
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_torn_entries_of_another_compression_are_too(tmp_path, monkeypatch):
+    """zstd, of Python 3.14 or zstandard: a stand-in with its two names."""
+
+    class ZstdError(Exception):
+        pass
+
+    def decompress(data):
+        if not data.endswith(b"whole"):
+            raise ZstdError("Src size is incorrect")
+
+    module = types.SimpleNamespace(ZstdError=ZstdError, decompress=decompress)
+    monkeypatch.setattr(compiled, "find_zstd", lambda: module)
+    good = write_entry(tmp_path, "good", b"\x28\xb5\x2f\xfd whole")
+    torn = write_entry(tmp_path, "torn", b"\x28\xb5\x2f\xfd who")
+    compiled.remove_torn(tmp_path)
+    assert good.exists()
+    assert not torn.exists()
 
 
 def test_torn_entries_are_removed(tmp_path):

@@ -38,10 +38,11 @@ def test_by_way_of_a_table_values_and_gradients_are_those_of_each_token(tokens, 
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_a_table_is_chosen_where_there_are_fewer_words_than_tokens():
+def test_a_table_is_chosen_where_there_are_far_fewer_words_than_tokens():
     assert embedding.is_table_cheaper(100, 8192)
     assert not embedding.is_table_cheaper(10_000, 700)
-    assert not embedding.is_table_cheaper(700, 700)
+    assert not embedding.is_table_cheaper(600, 700)
+    assert embedding.is_table_cheaper(500, 700)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "mingru"])

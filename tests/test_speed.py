@@ -296,6 +296,39 @@ def test_another_network_is_seen_in_the_losses(size, other):
         rounds.check_losses(job, "step", found)
 
 
+def test_a_second_bias_may_make_some_difference_to_the_fall_alone():
+    job = work.Work("lstm", SIZE)
+    ours_, theirs = timing(1), timing(1)
+    ours_.losses, theirs.losses = [5.0, 4.0], [5.0, 3.9]
+    rounds.check_losses(job, "step", {"ours": ours_, "torch": theirs})
+    with pytest.raises(ArithmeticError, match=r"Flax linen finds 3\.9 at step 1"):
+        rounds.check_losses(job, "step", {"ours": ours_, "linen": theirs})
+    theirs.losses = [5.0, 5.0]  # nothing learned
+    with pytest.raises(ArithmeticError, match="PyTorch finds 5 at step 1"):
+        rounds.check_losses(job, "step", {"ours": ours_, "torch": theirs})
+
+
+def test_a_contestant_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(rounds, "LONGEST_SECONDS", 0.3)
+    monkeypatch.setattr(rounds.subprocess, "Popen", sleeping(rounds.subprocess.Popen))
+    process = rounds.Process("ours", "float32")
+    try:
+        with pytest.raises(rounds.RefusedError, match="ended with status -9"):
+            process.hear()
+    finally:
+        process.close()
+
+
+def sleeping(start):
+    """In place of a worker, something that never answers."""
+    return lambda command, **options: start(["sleep", "60"], **options)
+
+
+def test_a_precision_is_refused_beside_parts_that_have_none():
+    with pytest.raises(ValueError, match="precision is bfloat16 beside the part memory"):
+        throughput.Config(parts=("step", "memory"), precision="bfloat16")
+
+
 def test_a_turn_is_as_long_as_asked():
     assert rounds.steps_in(0.3, 0.5) == 1 + 2
     assert rounds.steps_in(1.1, 0.1) == 1 + 10 or rounds.steps_in(1.1, 0.1) == 1 + 11
