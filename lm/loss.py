@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.products import TRANSPOSED_LEFT, TRANSPOSED_RIGHT, column_sums, dot
+from lm.products import TRANSPOSED_LEFT, column_sums, dot, dot_over_words
 
 LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
 
@@ -94,7 +94,7 @@ def _weighted_forward(
         onehot = (words == targets_c[:, None]).astype(scores.dtype)
         d_scores = (jnp.exp(scores - log_z[:, None]) - onehot) * weights_c[:, None]
         d_w_c = dot(h_c, d_scores, dtype, TRANSPOSED_LEFT)
-        d_h_c = dot(d_scores, w, dtype, TRANSPOSED_RIGHT)
+        d_h_c = dot_over_words(d_scores, w, dtype)
         return (d_w + d_w_c, d_b + column_sums(d_scores)), (nats, d_h_c)
 
     zeros = jnp.zeros_like(w), jnp.zeros_like(b)

@@ -27,6 +27,17 @@ def dot(a: jax.Array, b: jax.Array, dtype: Any = None, dimensions: Any = ROWS) -
     return lax.dot_general(*rounded, dimensions, preferred_element_type=a.dtype)
 
 
+def dot_over_words(a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
+    """a @ b.T, by way of b @ a.T where the sum is over more than a's rows. [N, V], [H, V] -> [N, H].
+
+    At N = 700, H = 650 and V = 10,000 XLA's CPU backend takes three quarters of the time so. The
+    barrier keeps it from turning the product back.
+    """
+    if len(a) > a.shape[1]:
+        return dot(a, b, dtype, TRANSPOSED_RIGHT)
+    return lax.optimization_barrier(dot(b, a, dtype, TRANSPOSED_RIGHT)).T
+
+
 def column_sums(x: jax.Array) -> jax.Array:
     """sum over n of x[n], [N, K] -> [K], as a product.
 

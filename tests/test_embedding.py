@@ -7,7 +7,7 @@ import pytest
 
 from lm import embedding, model
 from lm.config import ModelConfig
-from lm.products import affine, column_sums, dot
+from lm.products import affine, column_sums, dot, dot_over_words
 from lm.regularize import NO_MASKS
 
 T, B, V, D, H = 12, 5, 7, 6, 4
@@ -114,3 +114,15 @@ def test_bfloat16_keeps_states_gates_and_gradients_in_float32(tokens):
     assert {leaf.dtype for leaf in jax.tree.leaves((grads, outputs))} == {jnp.dtype("float32")}
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
         assert 0 < np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-9) < 0.02 or not b.any()
+
+
+@pytest.mark.parametrize("words", [5, 50])
+def test_a_product_over_words_is_the_product_either_way_round(words, x64):
+    keys = jax.random.split(jax.random.key(0))
+    a = jax.random.normal(keys[0], (20, words))
+    b = jax.random.normal(keys[1], (6, words))
+    product = jax.jit(dot_over_words)
+    np.testing.assert_allclose(product(a, b), np.asarray(a) @ np.asarray(b).T, rtol=1e-12)
+    # 50 words: compiled as b @ a.T. Turned back, the trick would be lost without a sign.
+    turned = "f64[6,20]" in product.lower(a, b).compile().as_text()
+    assert turned == (words == 50)
