@@ -5,9 +5,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-# Tests compile far more than they compute: without LLVM's optimizations in three quarters of the
-# time. Before JAX is imported, and for the processes that tests start.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+from quick_compiling import QUICKLY
+
+os.environ.update(QUICKLY | os.environ)
 
 import jax
 import pytest

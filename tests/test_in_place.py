@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from quick_compiling import AS_USERS_HAVE_IT
 
 from lm import model
 from lm.cells import CELLS
@@ -20,8 +21,6 @@ from lm.remat import chunk_steps, rematerialize
 from lm.train import batch_nats
 
 T, H = 37, 16
-# As a user's programs are compiled, not as the other tests' are.
-OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 RECURRENT = [name for name in CELLS if CELLS[name].diagonal is None]
 
 
@@ -49,7 +48,7 @@ def loop_lines(compiled: str, depth: int) -> list[str]:
 
 def copies(function, *arguments, steps=T, depth=1) -> list[str]:
     """Copies of arrays of so many steps inside loops."""
-    compiled = jax.jit(function).lower(*arguments).compile(OPTIMIZED)
+    compiled = jax.jit(function).lower(*arguments).compile(AS_USERS_HAVE_IT)
     lines = loop_lines(compiled.as_text(), depth)
     assert lines  # there is a loop
     return [line for line in lines if re.search(rf"= \w+\[(\d+,)?{steps},\S* copy\(", line)]
@@ -143,7 +142,9 @@ def test_a_tape_over_z_saves_two_arrays_as_wide_as_the_gates():
         def loss(params, x):
             return jnp.vdot(unroll(cell, params, state, x)[1], x)
 
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile(OPTIMIZED)
+        compiled = (
+            jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile(AS_USERS_HAVE_IT)
+        )
         return compiled.memory_analysis().temp_size_in_bytes / (4 * time * batch * H)
 
     assert field_over_z(lstm, batch, None) == "gates"
