@@ -21,6 +21,7 @@ results.json and a figure.
 # ruff: noqa: E402
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from experiments import flags
 from experiments.speed.contestants import CONTESTANTS, DEFAULT
@@ -30,6 +31,15 @@ from lm.config import option, validate
 
 PARTS = ("step", "layer", "engine", "lengths", "memory")
 COMPARED = ("step", "layer")  # with other libraries
+USED_BY = {  # option -> the parts that it says anything to; any other option: all
+    "cells": (*COMPARED, "engine"),
+    "sizes": (*COMPARED, "engine"),
+    "contestants": COMPARED,
+    "rounds": COMPARED,
+    "seconds": COMPARED,
+    "repeats": ("engine", "lengths"),
+    "lengths": ("lengths",),
+}
 LENGTHS_CELLS = ("rnn", "gru", "lstm", "mingru", "minlstm")
 LENGTHS_BATCH, LENGTHS_HIDDEN = 8, 128
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -38,6 +48,8 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 @dataclass(frozen=True)
 class Config:
     """Options of throughput."""
+
+    omit: ClassVar[tuple[str, ...]] = ("given",)  # no flag
 
     parts: tuple[str, ...] = option(
         ("step", "layer"),
@@ -72,6 +84,7 @@ class Config:
         (64, 256, 1024, 4096), "lengths: steps of the sequence, T", least=1, most=10**6
     )
     run: str = option("", "folder of the run; empty: runs/throughput-<date>-<time>")
+    given: tuple[str, ...] = option((), "names of the options that were typed")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -86,6 +99,13 @@ class Config:
                 raise ValueError(f"{name} is empty; wanted at least one")
         for text in self.sizes:
             parse_size(text)
+        for name in self.given:
+            users = USED_BY.get(name, self.parts)
+            if not set(users) & set(self.parts):
+                raise ValueError(
+                    f"{name} is given with --parts={','.join(self.parts)}, which does not use it; "
+                    f"wanted it with {' or '.join(users)} among the parts"
+                )
         alone = [part for part in self.parts if part not in COMPARED]
         if alone and self.precision != "float32":
             raise ValueError(

@@ -329,6 +329,15 @@ def test_a_precision_is_refused_beside_parts_that_have_none():
         throughput.Config(parts=("step", "memory"), precision="bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("part", "option"), [("memory", "cells"), ("lengths", "sizes"), ("step", "repeats")]
+)
+def test_an_option_that_no_part_uses_is_refused(part, option):
+    with pytest.raises(ValueError, match=f"{option} is given with --parts={part}, which does not"):
+        throughput.Config(parts=(part,), given=(option,))
+    assert throughput.Config(parts=("step", "lengths"), given=("cells", "repeats"))
+
+
 def test_a_turn_is_as_long_as_asked():
     assert rounds.steps_in(0.3, 0.5) == 1 + 2
     assert rounds.steps_in(1.1, 0.1) == 1 + 10 or rounds.steps_in(1.1, 0.1) == 1 + 11
