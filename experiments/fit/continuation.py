@@ -6,17 +6,21 @@ from typing import Any
 
 from experiments import run_folder
 from experiments.fit.config import Config
+from experiments.fit.devices import DevicesConfig
 from lm.config import ModelConfig
 from lm.data.corpus import Corpus
 
 PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a corpus may have moved
+DEVICES = tuple(field.name for field in dataclasses.fields(DevicesConfig))  # so may the machine
 
 
 def refuse_changes(given: Config, stored: Config) -> None:
     """A resumed run keeps its options: one that was typed must be what it was made with."""
     typed, made = flat(given), flat(stored)
     for name in given.given:
-        if name in typed and name not in ("run", "resume", *PLACES) and typed[name] != made[name]:
+        if name in ("run", "resume", *PLACES, *DEVICES) or name not in typed:
+            continue
+        if typed[name] != made[name]:
             raise ValueError(
                 f"{name} is {typed[name] or 'empty'}, but the run was made with "
                 f"{made[name] or 'none'} and goes on with it; leave the flag out, or train on in a "
