@@ -98,7 +98,8 @@ def stored_config(config: Config) -> Config:
     refuse_changes(config, stored)
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
-    devices = config.devices if "mesh" in config.given else stored.devices
+    mesh = config.devices.mesh if "mesh" in config.given else stored.devices.mesh
+    devices = dataclasses.replace(config.devices, mesh=mesh)
     return dataclasses.replace(stored, run=config.run, data=data, devices=devices, resume=True)
 
 

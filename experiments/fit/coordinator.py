@@ -91,7 +91,7 @@ class Coordinator:
                     if len(self.done) == self.count:
                         self.tell("end")
         del self.writers[index]
-        if len(self.done) < self.count:
+        if self.complete.is_set() and len(self.done) < self.count:
             self.tell(f"lost {index}")
         if not self.writers:
             self.over.set()
@@ -112,13 +112,14 @@ async def coordinate(port: int, count: int) -> None:
         f"[::]:{service_port}", count, heartbeat_timeout=HEARTBEAT_SECONDS
     )
     print(READY, flush=True)
-    try:
-        await asyncio.wait_for(coordinator.complete.wait(), JOIN_SECONDS)
+    waits = [asyncio.ensure_future(e.wait()) for e in (coordinator.complete, coordinator.over)]
+    await asyncio.wait(waits, timeout=JOIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if coordinator.complete.is_set():
         coordinator.tell(f"service {service_port}")
-        await coordinator.over.wait()
-    except TimeoutError:
+    else:
         missing = ", ".join(str(k) for k in range(count) if k not in coordinator.writers)
         coordinator.tell(f"refuse process {missing} of {count} has not come in {JOIN_SECONDS} s")
+    await coordinator.over.wait()
     server.close()
     service.shutdown()
 

@@ -1,6 +1,5 @@
 """Which devices a run trains on, and which processes have them: from flags, or from Slurm."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,17 +43,10 @@ class DevicesConfig:
         _ = self.devices
         if self.coordinator and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
             raise ValueError(f"coordinator is {self.coordinator}; wanted HOST:PORT, as node1:9900")
-        given = [name for name in ("coordinator", "processes", "process") if self._has(name)]
-        if given and not self.mesh:
-            raise ValueError(f"{given[0]} is given without a mesh; wanted --mesh=data=N beside it")
         if self.processes and self.process >= self.processes:
             raise ValueError(
                 f"process is {self.process} of {self.processes}; wanted 0 to {self.processes - 1}"
             )
-
-    def _has(self, name: str) -> bool:
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return getattr(self, name) != defaults[name]
 
     @property
     def devices(self) -> int:
@@ -90,6 +82,11 @@ def find_place(config: DevicesConfig, environ: Mapping[str, str]) -> Place | Non
       ValueError: flags say a part of it, and Slurm not the rest.
     """
     if not config.mesh:
+        if (config.coordinator, config.processes, config.process) != ("", 0, -1):
+            raise ValueError(
+                "coordinator, processes or process is given without a mesh, whose devices they "
+                "have; wanted --mesh=data=N beside it"
+            )
         return None
     slurm = read_slurm(environ)
     coordinator = config.coordinator or (slurm.coordinator if slurm else "")
