@@ -14,6 +14,7 @@ results.json and a figure.
     ./launch.sh throughput                          LSTM, six sizes: 8 minutes on 2 cores
     ./launch.sh throughput --sizes=small,char --cells=rnn,gru,lstm
     ./launch.sh throughput --sizes=32x100x256x2x5000 --contestants=ours,torch --parts=step
+    ./launch.sh throughput --parts=mesh --sizes=small               one model on several devices
     ./launch.sh throughput --parts=engine           the backward pass against autodiff of a scan
     ./launch.sh throughput --sizes=medium,awd --precision=tf32      on a GPU, cuDNN by two ways
 """
@@ -29,16 +30,17 @@ from experiments.speed.work import SIZES, parse_size
 from lm.cells import CELLS
 from lm.config import option, validate
 
-PARTS = ("step", "layer", "engine", "lengths", "memory")
+PARTS = ("step", "layer", "engine", "lengths", "memory", "mesh")
 COMPARED = ("step", "layer")  # with other libraries
 USED_BY = {  # option -> the parts that it says anything to; any other option: all
     "cells": (*COMPARED, "engine"),
-    "sizes": (*COMPARED, "engine"),
+    "sizes": (*COMPARED, "engine", "mesh"),
     "contestants": COMPARED,
     "rounds": COMPARED,
     "seconds": COMPARED,
     "repeats": ("engine", "lengths"),
     "lengths": ("lengths",),
+    "devices": ("mesh",),
 }
 LENGTHS_CELLS = ("rnn", "gru", "lstm", "mingru", "minlstm")
 LENGTHS_BATCH, LENGTHS_HIDDEN = 8, 128
@@ -55,7 +57,8 @@ class Config:
         ("step", "layer"),
         "what to time: step (training), layer (one layer, forward and backward), engine (that "
         "layer against autodiff of lax.scan), lengths (a layer's time against T, beside cells that "
-        "are parallel in time), memory (of long rows, and of large vocabularies)",
+        "are parallel in time), memory (of long rows, and of large vocabularies), mesh (an LSTM's "
+        "step on several devices, and the plan for a thousand)",
         choices=PARTS,
     )
     cells: tuple[str, ...] = option(
@@ -83,6 +86,9 @@ class Config:
     lengths: tuple[int, ...] = option(
         (64, 256, 1024, 4096), "lengths: steps of the sequence, T", least=1, most=10**6
     )
+    devices: tuple[int, ...] = option(
+        (1, 2), "mesh: how many devices, the first to compare the others with", least=1, most=4096
+    )
     run: str = option("", "folder of the run; empty: runs/throughput-<date>-<time>")
     given: tuple[str, ...] = option((), "names of the options that were typed")
 
@@ -94,6 +100,7 @@ class Config:
             ("sizes", self.sizes),
             ("contestants", self.contestants),
             ("lengths", self.lengths),
+            ("devices", self.devices),
         ):
             if not values:
                 raise ValueError(f"{name} is empty; wanted at least one")
@@ -172,6 +179,7 @@ def measure_parts(config: Config) -> Path:
         "engine": time_engine,
         "lengths": time_against_length,
         "memory": measure_memory,
+        "mesh": time_devices,
     }
     for part, measure in others.items():
         if part in config.parts:
@@ -296,6 +304,23 @@ def time_against_length(config: Config) -> list[dict[str, Any]]:
                 LENGTHS_CELLS, (length,), LENGTHS_BATCH, LENGTHS_HIDDEN, config.repeats
             )
     print_lengths(rows)
+    return rows
+
+
+def time_devices(config: Config) -> list[dict[str, Any]]:
+    """A training step on several devices, each number of them in a process of its own."""
+    from experiments.speed import scaling
+
+    rows: list[dict[str, Any]] = []
+    total = 2 * len(config.sizes) * len(config.devices)
+    with tqdm(total=total, desc="mesh", unit="row", dynamic_ncols=True) as bar:
+        for text in config.sizes:
+            own = []
+            for row in scaling.each_row(parse_size(text), config.devices):
+                own.append(row)
+                bar.update()
+            scaling.print_scaling(own)
+            rows += own
     return rows
 
 
