@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from experiments import flags
 from experiments.adapt import METHODS
+from experiments.fit.devices import DevicesConfig
 from lm.config import option, validate
 
 SHOWN = {  # methods that each --adapt measures
@@ -109,11 +110,20 @@ class Config:
     )
     batch_size: int = option(16, "rows evaluated side by side", least=1, most=10**6)
     length: int = option(64, "tokens a row in one compiled call", least=1, most=10**6)
+    mesh: str = option(
+        "", "devices that share the rows, where nothing adapts: data=4, or data=all; empty: one"
+    )
     dynamic: DynamicConfig = DynamicConfig()
     cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
         validate(self)
+        _ = DevicesConfig(mesh=self.mesh)
+        if self.mesh and self.adapt != "none":
+            raise ValueError(
+                f"mesh is {self.mesh} with adapt={self.adapt}, which reads a text in order; wanted "
+                "one of the two"
+            )
         if self.tune and self.adapt == "none":
             raise ValueError("tune needs --adapt=dynamic, cache or both: what is to be tuned")
         for part, default, name in (
@@ -142,6 +152,7 @@ from tqdm import tqdm
 from experiments import run_folder
 from experiments.adapt.drawing import NAMES, plot
 from experiments.adapt.tuning import THETAS, Mixture, best_mixture, descend, rates_at, with_start
+from experiments.fit.company import lay_out
 from experiments.fit.continuation import check_corpus
 from experiments.trained import Trained, load_run
 from lm import dynamic_evaluation, neural_cache
@@ -157,6 +168,7 @@ from lm.evaluate import (
     sentence_nats,
     stream_nats,
 )
+from lm.mesh import EVERYWHERE, place
 from lm.neural_cache import Reading, measure_cache, mix
 
 # Weight, theta and window of the cache: Merity et al. 2018, AWD-LSTM's repository.
@@ -234,7 +246,10 @@ class Adapter:
         self.config, self.trained = config, trained
         self.model, self.params = trained.config.model, trained.params
         self.sentences = trained.config.data.batching == "sentences"
-        self.forward = make_forward(self.model)
+        mesh = lay_out(DevicesConfig(mesh=config.mesh))
+        self.forward = make_forward(self.model, mesh)
+        if mesh is not None:
+            self.params = place(mesh, self.params, EVERYWHERE)
         self.cache_block = neural_cache.make_block(self.model)
         self.dynamic_block = dynamic_evaluation.make_block(self.model)
         weight, theta, window = CACHES.get(trained.config.data.corpus, DEFAULT_CACHE)

@@ -53,8 +53,9 @@ def rematerialize(batch_nats: BatchNats) -> BatchNats:
             )
         time, rows = batch.inputs.shape
         steps = chunk_steps(time)
-        every = total(time * rows if batch.mask is None else batch.mask.sum(), axis)
-        every = jnp.maximum(every, 1)
+        every: Any = total(time * rows, axis)
+        if batch.mask is not None:
+            every = jnp.maximum(total(batch.mask.sum(), axis), 1)
         varying, fixed = split_masks(masks, time)
 
         def run_chunk(params: Any, carry: Any, part: Any) -> tuple[Any, Any]:

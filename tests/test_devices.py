@@ -258,6 +258,25 @@ def test_two_processes_train_as_one_does_and_stop_and_go_on_together(book, tmp_p
 
 
 @pytest.mark.whole
+def test_one_process_starts_from_a_run_and_evaluates_on_four_devices(book, tmp_path):
+    flags = [f"--corpus={book}", "--steps=20", *FLAGS]
+    four = {"env": os.environ | {"JAX_NUM_CPU_DEVICES": "4"}}
+    assert run("train", *flags, f"--run={tmp_path / 'one'}").returncode == 0
+    more = [f"--start={tmp_path / 'one'}", f"--run={tmp_path / 'four'}", "--mesh=data=all"]
+    done = run("train", *flags, *more, **four)
+    assert done.returncode == 0, done.stderr
+    began = json.loads((tmp_path / "four" / "metrics.jsonl").read_text().splitlines()[0])
+    ended = json.loads((tmp_path / "one" / "results.json").read_text())["valid"]["perplexity"]
+    np.testing.assert_allclose(began["valid"], ended, rtol=1e-5)
+    said = [
+        run("evaluate", f"--run={tmp_path / 'four'}", *mesh, **four).stdout
+        for mesh in ([], ["--mesh=data=4"])
+    ]
+    assert said[0] == said[1] != ""
+    assert_one_line(call("evaluate", "--mesh=data=4", "--adapt=cache"), "reads a text in order")
+
+
+@pytest.mark.whole
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(killed, book, tmp_path):
     folder = tmp_path / "run"

@@ -23,7 +23,7 @@ from lm.data.batches import Batches, cut_windows
 from lm.data.corpus import Corpus
 from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward, perplexity
 from lm.gradients.flow import measure_lags
-from lm.mesh import any_process
+from lm.mesh import EVERYWHERE, any_process, place
 from lm.monitor import observe
 from lm.optim import Hyper, fitting_rate, make_schedule
 from lm.train import (
@@ -106,7 +106,7 @@ def fit(
     with make_progress(company, folder, step, last, config.optim.clip) as progress:
         if not resumed:
             if start is not None:
-                state = begin_with(start, state, evaluate, progress)
+                state = begin_with(start, state, evaluate, progress, company.mesh)
             state = place_state(state, company.mesh)
             if start is not None:
                 checkpoints.save(state, best=True)
@@ -156,10 +156,14 @@ def fit(
 
 
 def begin_with(
-    start: model.Params, drawn: TrainState, evaluate: Evaluate, progress: Progress
+    start: model.Params,
+    drawn: TrainState,
+    evaluate: Evaluate,
+    progress: Progress,
+    mesh: Mesh | None,
 ) -> TrainState:
     """The state before the first step with given parameters, evaluated: they may stay the best."""
-    valid = evaluate(start, "valid")
+    valid = evaluate(start if mesh is None else place(mesh, start, EVERYWHERE), "valid")
     loss = valid.nats / valid.tokens
     progress.evaluation(0, loss)
     monitor = drawn.monitor.replace(best=jnp.float32(loss))  # type: ignore[attr-defined]
