@@ -163,7 +163,6 @@ FLAGS = [
     "--checkpoint_every=20",
     "--steps_per_dispatch=10",
     "--learning_rate=1",
-    "--evaluate_every=30",
     "--dropout_output=0.2",
     *TINY,
 ]
@@ -230,7 +229,7 @@ def book(tmp_path_factory):
 @pytest.mark.whole
 def test_two_processes_train_as_one_does_and_stop_and_go_on_together(book, tmp_path):
     """Started as by srun; SIGTERM to one of them; the rest on one device, and on four of one."""
-    flags = [f"--corpus={book}", "--steps=90", *FLAGS]
+    flags = [f"--corpus={book}", "--steps=90", "--evaluate_every=90", *FLAGS]
     assert run("train", *flags, f"--run={tmp_path / 'one'}").returncode == 0
     folder = tmp_path / "two"
     environ = STEP | {"SLURM_STEP_NODELIST": "localhost"}
