@@ -113,7 +113,7 @@ def run_one(
     vocabulary = trained.vocabulary if trained else None
     if folder:
         vocabulary = run_folder.read_vocabulary(folder)
-    with corpus_bar() if company.first else nullcontext() as bar:
+    with company.in_turn(), corpus_bar() if company.first else nullcontext() as bar:
         corpus = load_corpus(config.data, vocabulary, bar)
     # Before there is a folder: a text that is too short, and another model to start from.
     rows = own_rows(company.mesh, config.data.batch_size)

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -29,7 +31,7 @@ from experiments.fit.coordinator import (
     keep_alive,
 )
 from experiments.fit.devices import ALL, DevicesConfig, Place, find_place, why_alone
-from lm.mesh import make_mesh
+from lm.mesh import any_process, make_mesh
 
 GRACE = 1.0  # seconds that a process has to end for a reason of its own when another has ended
 LOST = 1  # exit status of those that stop since another was lost
@@ -66,6 +68,15 @@ class Company:
         own[: len(encoded)] = encoded
         return bytes(np.asarray(broadcast_one_to_all(own))).rstrip(b"\0").decode()
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """What the first process does before the others: they find what it leaves in a cache."""
+        if not self.first:
+            self.share("")
+        yield
+        if self.first:
+            self.share("")
+
     def __enter__(self) -> "Company":
         return self
 
@@ -82,8 +93,8 @@ class Company:
             jax.distributed.shutdown()  # while its service is there: until the last watch is closed
             self.watch.close()
             return
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            self.watch.wait_for_loss()  # a sum over devices fails where one of them is gone
+        if isinstance(error, RuntimeError):
+            self.watch.wait_for_loss()  # sums over devices and barriers fail where one is gone
         # JAX would wait at its end for processes that wait for this one.
         atexit.register(leave, flags.WRONG_USE)
         self.watch.close()
@@ -120,6 +131,10 @@ def join(config: DevicesConfig, program: str = "train") -> Company:
     except ValueError as error:
         company.__exit__(ValueError, error, None)
         raise
+    # Gloo gives up where one process is 30 s behind another when they connect, later never: so
+    # they do before anyone reads a text or compiles.
+    any_process(company.mesh, False)
+    company.share("")
     return company
 
 
