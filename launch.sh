@@ -25,13 +25,24 @@ fail() {
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
+# is_made: whether the environment is there as `install` would make it now.
+is_made() {
+  [ "$(cat "$venv/.installed$extra" 2>/dev/null)" = "$stamp" ] && return
+  # What is there for the tests serves for everything else.
+  [ -z "$extra" ] && [ "$(cat "$venv/.installed[dev]" 2>/dev/null)" = "$stamp" ]
+}
+
 # install [EXTRA]: make the environment, or remake it where pyproject.toml has changed.
 install() {
   local extra=${1:-} stamp packages
   stamp="$(cksum <"$root/pyproject.toml") $version"
-  [ "$(cat "$venv/.installed$extra" 2>/dev/null)" = "$stamp" ] && return
-  # What is there for the tests serves for everything else.
-  [ -z "$extra" ] && [ "$(cat "$venv/.installed[dev]" 2>/dev/null)" = "$stamp" ] && return
+  is_made && return
+  # Of several processes that srun starts, one makes it, and the others find it made.
+  if command -v flock >/dev/null; then
+    exec 9>"$venv.lock"
+    flock 9
+    is_made && { exec 9>&-; return; }
+  fi
   if [ -e "$venv" ] && [ "$(version_of "$venv/bin/python")" != "$version" ]; then
     [ -f "$venv/pyvenv.cfg" ] || fail "$venv is there and is no environment; set VENV=another/folder"
     rm -rf "$venv"
@@ -48,6 +59,7 @@ install() {
     "$venv/bin/python" -m pip install -q --disable-pip-version-check "${packages[@]}"
   fi
   echo "$stamp" >"$venv/.installed$extra"
+  exec 9>&-
 }
 
 version=$(version_of "$python")

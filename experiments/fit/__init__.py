@@ -1,1 +1,1 @@
-"""What `train` is made of: options, the loop, progress, signals, figures."""
+"""What `train` is made of: options, devices and processes, the loop, progress, signals, figures."""
