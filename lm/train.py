@@ -161,7 +161,7 @@ def batch_nats(
     return loss, (carry, mean * tokens, tokens)
 
 
-class Pulled(NamedTuple):
+class BatchGradient(NamedTuple):
     """What the backward pass of a batch finds."""
 
     grads: model.Params
@@ -170,8 +170,8 @@ class Pulled(NamedTuple):
     log_delta: jax.Array | None  # nats [L, T]
 
 
-# (params, carry, batch, gauges, masks, key) -> (carry after the batch, Pulled)
-Gradient = Callable[..., tuple[model.Carry, Pulled]]
+# (params, carry, batch, gauges, masks, key) -> (carry after the batch, BatchGradient)
+Gradient = Callable[..., tuple[model.Carry, BatchGradient]]
 
 
 def make_gradient(
@@ -188,7 +188,7 @@ def make_gradient(
         gauges: tuple[jax.Array, ...] | None,
         masks: Masks,
         key: jax.Array,
-    ) -> tuple[model.Carry, Pulled]:
+    ) -> tuple[model.Carry, BatchGradient]:
         (_, (carry, nats, tokens)), (grads, read) = loss(
             config, params, carry, batch, gauges, masks, regularize, key, axis
         )
@@ -197,7 +197,7 @@ def make_gradient(
             grads, nats = lax.psum((grads, nats), axis)
             if log_delta is not None:  # root of the sum of squares
                 log_delta = logsumexp(2 * lax.all_gather(log_delta, axis), axis=0) / 2
-        return carry, Pulled(grads, nats, tokens, log_delta)
+        return carry, BatchGradient(grads, nats, tokens, log_delta)
 
     return gradient
 
@@ -250,13 +250,13 @@ def train_step(
     if mesh is not None:
         gradient = spread_rows(gradient, mesh)
     gauges = (jnp.zeros(time),) * config.layers if log_gradient_flow else None
-    past_masks = jax.random.fold_in(key, len(Masks._fields))  # `key` is split into as many
-    carry, pulled = gradient(state.params, carry, batch, gauges, masks, past_masks)
+    key_words = jax.random.fold_in(key, len(Masks._fields))  # past those that `key` is split into
+    carry, found = gradient(state.params, carry, batch, gauges, masks, key_words)
     rate = state.monitor.rate if batch.rate is None else state.monitor.rate * batch.rate
     optimizer = make_optimizer(
         optim, hyper._replace(learning_rate=hyper.learning_rate * rate), schedule
     )
-    updates, opt_state = optimizer.update(pulled.grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
@@ -265,8 +265,8 @@ def train_step(
         carry=carry,
         average=take_in(state.average, params),
     )
-    norm = global_norm(pulled.grads)
-    return state, StepMetrics(pulled.nats, pulled.tokens, norm, pulled.log_delta)
+    norm = global_norm(found.grads)
+    return state, StepMetrics(found.nats, found.tokens, norm, found.log_delta)
 
 
 def make_block(
