@@ -269,7 +269,7 @@ def train_step(
     return state, StepMetrics(found.nats, found.tokens, norm, found.log_delta)
 
 
-def make_block(
+def make_steps(
     config: ModelConfig,
     optim: OptimConfig,
     schedule: optax.Schedule,
@@ -279,14 +279,10 @@ def make_block(
     remat: bool = False,
     mesh: Mesh | None = None,
 ) -> Block:
-    """Compile many steps into one dispatch, a Block.
+    """Many steps as one pure function, a Block that is not compiled.
 
-    `block(state, hyper, batches, count)` takes the first `count` of the stacked batches, all of
-    them where it is not given. Both `hyper` and `count` are traced: one program serves every
-    rate, clip, seed, and number of steps up to that of the batches, step by step to the same
-    bits. The state is donated: use the one that comes back. Metrics are [steps of the batches],
-    0 past `count`. On a mesh the state is one that `place_state` has laid out, and the batches
-    are host arrays of the rows that this process reads.
+    `run_steps(state, hyper, batches, count)` takes the first `count` of the stacked batches.
+    Metrics are [steps of the batches], 0 past `count`.
     """
     one_step = jax.jit(  # traced once, for its shapes and in the loop
         partial(
@@ -319,10 +315,35 @@ def make_block(
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
         return state, metrics, jnp.all(jnp.stack(finite))
 
-    laid_out = {}
-    if mesh is not None:
-        laid_out["out_shardings"] = shardings(mesh, (STATE, EVERYWHERE, EVERYWHERE))
-    compiled = jax.jit(run_steps, donate_argnums=0, **laid_out)
+    return run_steps
+
+
+def make_block(
+    config: ModelConfig,
+    optim: OptimConfig,
+    schedule: optax.Schedule,
+    *,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Block:
+    """Compile many steps into one dispatch, a Block.
+
+    `block(state, hyper, batches, count)` is that of `make_steps`, with all of the batches where no
+    count is given. Both `hyper` and `count` are traced: one program serves every rate, clip, seed,
+    and number of steps up to that of the batches, step by step to the same bits. The state is
+    donated: use the one that comes back.
+
+    Args:
+      mesh: of the devices that the rows are spread over; None: there is one. The state is one that
+        `place_state` has laid out, the batches are host arrays of the rows that this process reads.
+      options: of `make_steps`.
+    """
+    run_steps = make_steps(config, optim, schedule, mesh=mesh, **options)
+    if mesh is None:
+        compiled = jax.jit(run_steps, donate_argnums=0)
+    else:
+        laid_out = shardings(mesh, (STATE, EVERYWHERE, EVERYWHERE))
+        compiled = jax.jit(run_steps, donate_argnums=0, out_shardings=laid_out)
 
     def block(
         state: TrainState, hyper: Hyper, batches: Any, count: int | None = None
