@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.alignment import align_layer, narrow, widen
 from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
 from lm.linear_recurrence import run_diagonal
 from lm.log_space import log_norm
@@ -78,6 +79,7 @@ def unroll(
       ValueError: where shapes disagree.
     """
     check_shapes(cell, params, state, x, mask)
+    params = align_layer(cell, params)
     z = project(x, params.w_x, params.b, dtype)
     return unroll_inputs(cell, params, state, z, mask, probe, gauge, state_mask, dtype)
 
@@ -95,9 +97,16 @@ def unroll_inputs(
 ) -> tuple[Any, jax.Array]:
     """`unroll`, given the input products z [T, B, K], biases included.
 
+    The layer may have been filled up by `align_layer`, z with it: states, probes and masks are
+    those of its own H units, and so is what is returned.
+
     Raises:
       ValueError: a dropout mask of the state where the cell has no product for it.
     """
+    hidden, width = state.h.shape[-1], len(params.w_h)
+    state, probe, state_mask = jax.tree.map(
+        lambda leaf: widen(leaf, width), (state, probe, state_mask)
+    )
     if gauge is not None:
         z = read_cotangent(z, gauge)
     if cell.diagonal is not None:
@@ -109,14 +118,17 @@ def unroll_inputs(
         last, h = run_diagonal(cell, state, z, mask, probe)
     else:
         last, h = recur(cell, dtype, params.w_h, params.vectors, state, z, mask, probe, state_mask)
+    last, h = narrow((last, h), hidden)
     return last, h if mask is None else jnp.where(mask[..., None], h, jnp.zeros_like(h))
 
 
 def project(x: jax.Array, w_x: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     """z = x W_x + b for all steps as one product. [T, B, D] -> [T, B, K].
 
+    Dead inputs of W_x, past those of x, are met by zeros.
     Reshaped to two dimensions: the same product over (T, B) is half as fast on a CPU.
     """
+    x = widen(x, len(w_x))
     time, batch, size = x.shape
     return affine(x.reshape(time * batch, size), w_x, b, dtype).reshape(time, batch, -1)
 

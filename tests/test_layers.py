@@ -15,7 +15,7 @@ LAYERS = [
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},
-    {"lm.linear_recurrence", "lm.embedding"},
+    {"lm.linear_recurrence", "lm.embedding", "lm.alignment"},
     {"lm.recurrence"},
     {"lm.regularize", "lm.adaptive_softmax"},
     {"lm.model"},

@@ -70,6 +70,8 @@ class Cell:
       diagonal: of a cell without a recurrent product: z [..., K] -> (a, b), each [..., H], with
         h_t = a_t * h_{t-1} + b_t for h the whole state. None: the cell has one.
       recurrent_init: "orthogonal" or "identity": how W_h starts, gate by gate.
+      pointwise: every unit's gates see their own z, u, state and vectors alone, and a unit whose
+        weights and biases are 0 stays at 0: dead units may be added to it (lm.alignment).
       learning_rate: of plain SGD, with the loss a mean per token and a clip of 0.25, that
         suits a word-level language model of this cell. A vanilla RNN fails at an LSTM's.
     """
@@ -87,6 +89,7 @@ class Cell:
     vectors: int = 0
     diagonal: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
     recurrent_init: str = "orthogonal"
+    pointwise: bool = True
     learning_rate: float = 10.0
 
     @property
