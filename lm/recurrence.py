@@ -177,6 +177,15 @@ def run_forward(
     return last, Trace(state.h, h, join_tape(rows, rest, field), mask, state_mask)
 
 
+def steps_a_round() -> int:
+    """Steps of the sequence in a round of a compiled loop.
+
+    On a GPU what a round costs beside its kernels is shared by five: a training step at B = 20,
+    T = 35, H = 650 takes 2.5 ms on an H100 in TF32, not 3.0. On a CPU one is fastest.
+    """
+    return 5 if jax.default_backend() == "gpu" else 1
+
+
 def field_over_z(cell: Cell, batch: int, dtype: Any) -> str | None:
     """The field of the tape that is written over z, if any.
 
@@ -212,7 +221,9 @@ def scan_beside(
         carry, row, output = step(carry, *at_t)
         return carry, (row, output)
 
-    carry, (rows, outputs) = lax.scan(body, carry, (rows, inputs), reverse=reverse)
+    carry, (rows, outputs) = lax.scan(
+        body, carry, (rows, inputs), reverse=reverse, unroll=steps_a_round()
+    )
     return carry, rows, outputs
 
 
@@ -285,7 +296,7 @@ def recur(
         s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
         return s_t, s_t.h
 
-    return lax.scan(step, state, (z, mask))
+    return lax.scan(step, state, (z, mask), unroll=steps_a_round())
 
 
 def _recur_forward(
