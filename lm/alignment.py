@@ -2,8 +2,8 @@
 
 A matrix of 650 or 1,150 columns is no multiple of what a GPU multiplies and loads at once: XLA
 then takes a slower product or, where it splits the sum, copies the recurrent weights into a padded
-array at every step of the loop. A dead unit has weights and bias 0: it stays at 0, sends nothing,
-and gets no gradient, so a layer filled up with them is the same layer.
+array at every step of the loop. A dead unit has weights and biases 0: its h stays at 0, nothing
+hears it, and it gets no gradient, so a layer filled up with dead units is the same layer.
 
 On one H100 in TF32 a layer at B = 80, T = 70 takes 8.6 ms forward and backward with H = 1,150, and
 5.3 ms with 1,152; at B = 20, T = 35 1.76 ms with H = 650, and 1.28 with 672.
@@ -34,7 +34,7 @@ def align_layer(cell: Cell, params: CellParams) -> CellParams:
     width = aligned_width(hidden) if cell.pointwise else hidden
 
     def fill(packed: jax.Array) -> jax.Array:
-        """[..., K], gate after gate, each filled up."""
+        """[..., n H], block after block of H, each filled up."""
         if width == hidden or packed.shape[-1] == 0:
             return packed
         gates = packed.reshape(*packed.shape[:-1], -1, hidden)
@@ -44,7 +44,7 @@ def align_layer(cell: Cell, params: CellParams) -> CellParams:
         widen(fill(params.w_x), inputs, axis=0),
         widen(fill(params.w_h), width, axis=0),
         fill(params.b),
-        tuple(widen(vector, width) for vector in params.vectors),
+        tuple(fill(vector) for vector in params.vectors),
     )
 
 

@@ -119,6 +119,12 @@ class ModelConfig:
         "embeddings times the square root of their size, since they are softmax weights too)",
         above=0,
     )
+    recurrent_init: str = option(
+        "",
+        "how each gate's recurrent weights start: orthogonal, identity, or gaussian (entries from "
+        "N(0, 1/hidden_size)); empty: the cell's own, identity for irnn, orthogonal for all others",
+        choices=("", "orthogonal", "identity", "gaussian"),
+    )
     recurrent_gain: float = option(1.0, "factor on the recurrent weights at the start", least=0)
     init: str = option(
         "scaled",
@@ -140,10 +146,11 @@ class ModelConfig:
             raise ValueError(
                 "chrono is 1; wanted a longest time of at least 2 steps, or 0 for none"
             )
-        if self.init != "scaled" and (self.input_scale, self.recurrent_gain) != (1.0, 1.0):
+        own = self.input_scale, self.recurrent_gain, self.recurrent_init
+        if self.init != "scaled" and own != (1.0, 1.0, ""):
             raise ValueError(
                 f"init is {self.init}, which draws weights from a range of its own; wanted "
-                "init=scaled with input_scale or recurrent_gain"
+                "init=scaled with input_scale, recurrent_gain or recurrent_init"
             )
         check_softmax(self)
         if self.tied and self.embedding_size != self.layer_sizes[-1]:

@@ -12,6 +12,7 @@ from test_cells import B, D, H, T, random_layer, to_oracle
 
 from lm import recurrence
 from lm.cells import CELLS
+from lm.cells.feedback import recurrent_product
 from lm.recurrence import as_step, project, unroll, unroll_step
 
 MASK = np.arange(T)[:, None] < np.array([T, 3, 1])[None]  # [T, B]
@@ -217,7 +218,7 @@ def test_gauge_reads_the_cotangent_that_goes_by(name, x64):
     params, state, x = random_layer(cell)
 
     def step(params, s, z_t):
-        s = cell.gate(params.vectors, s, z_t, s.h @ params.w_h)
+        s = cell.gate(params.vectors, s, z_t, recurrent_product(cell, s, params.w_h))
         return s, s.h
 
     def loss(params, gauge, shift):
