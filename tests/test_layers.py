@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import from ranks before its own, and within its own package or file.
 LAYERS = [
-    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks", "lm.task_lengths"},
-    {"lm.cells"},
+    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.task_lengths"},
+    {"lm.cells", "lm.tasks"},
     {"lm.config"},
     {"lm.data"},
     {"lm.linear_recurrence", "lm.embedding", "lm.alignment"},
