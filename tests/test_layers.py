@@ -24,8 +24,8 @@ LAYERS = [
     {"lm.adaptive_loss", "lm.sampled_softmax"},
     {"lm.softmax", "lm.remat"},
     {"lm.train", "lm.evaluate", "lm.generate", "lm.gradients"},
-    {"lm.neural_cache"},
-    {"lm.dynamic_evaluation", "lm.surprisal"},
+    {"lm.neural_cache", "lm.whole_run"},
+    {"lm.dynamic_evaluation", "lm.surprisal", "lm.many_runs"},
     {"lm.checkpoint"},
     {"experiments"},
 ]
