@@ -28,7 +28,7 @@ from lm.config import DataConfig, ModelConfig, OptimConfig, option, validate
 from lm.task_lengths import LEAST_STEPS
 
 STUDY_HELP = "what is changed" + "".join(f"\n        {n}: {s.question}" for n, s in STUDIES.items())
-FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the rate that suits the cell
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the rate that suits the cell
 TASK_RATE = 2e-3  # of Adam
 
 
@@ -47,8 +47,8 @@ class Config:
     )
     rates: tuple[float, ...] = option(
         (),
-        "learning rates to choose from, each variant for itself; empty: 1/4, 1/2, 1 and 2 times "
-        "what suits the cell with SGD, or 0.002 on a task",
+        "learning rates to choose from, each variant for itself; empty: 1/4, 1/2, 1, 2 and 4 "
+        "times what suits the cell with SGD, or 0.002 on a task",
         above=0,
     )
     tuning_seeds: int = option(2, "runs at each rate, seeded 0 upward", least=1, most=1000)
@@ -174,7 +174,7 @@ def run(config: Config) -> Path:
 def stored_config(config: Config, folder: Path) -> Config:
     """The options of the run to go on with; those typed beside --resume must be the same."""
     stored = run_folder.read_config(folder, Config)
-    refuse_changes(config, stored)
+    refuse_changes(config, stored, "begin a new run")
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
     return dataclasses.replace(stored, run=config.run, data=data, resume=True)
@@ -274,14 +274,12 @@ def conclude(
 ) -> None:
     """Compare, write, draw, print."""
     study = STUDIES[config.study]
-    rows = summary.summarise(records, variants, config.on_task)
+    rows = summary.summarise(records, variants)
     table = summary.format_table(rows, study, config.on_task)
     note = summary.footnote(config.seeds, config.tuning_seeds, rows)
-    finding = summary.headline(rows, study, config.on_task)
+    finding = summary.headline(rows, config.on_task)
     run_folder.write_text(folder / "table.txt", f"{table}\n\n{note}\n")
-    run_folder.write_arrays(
-        folder / "results.npz", summary.arrays_of(records, variants, config.on_task)
-    )
+    run_folder.write_arrays(folder / "results.npz", summary.arrays_of(records, variants))
     results: dict[str, Any] = {
         "study": config.study,
         "question": study.question,

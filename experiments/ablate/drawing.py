@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import MaxNLocator
 
 from experiments import figures, run_folder
-from experiments.ablate.summary import say_ratio
+from experiments.ablate.summary import say_ratios
 from experiments.page.svg import words
 from lm.gradients.statistics import seed_band
 from lm.task_lengths import LEAST_STEPS
 
 LOG10 = math.log(10)
 REAL, NOT_SHOWN = "#0072B2", "#8F8F8F"
+MOST_BANDS = 4  # in one panel; more cover each other
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1, 1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2, 3, 5)
 
 
@@ -84,7 +85,7 @@ def plot_forest(results: Results) -> Any:
         face = colour if real else "white"
         left.plot(math.log(mean), place, "o", color=colour, markerfacecolor=face, markersize=7)
         left.annotate(
-            say_ratio(mean),
+            say_ratios(mean)[0],
             (math.log(mean), place),
             xytext=(0, 8),
             textcoords="offset points",
@@ -94,6 +95,7 @@ def plot_forest(results: Results) -> Any:
         )
     left.plot(0, 0, "s", color="black", markersize=7)
     left.axvline(0, color="black", linewidth=0.8)
+    left.set_ylim(-0.6, len(rows) + 0.7)
     left.set_yticks([0, *places], [f"{first['label']} (baseline)", *(r["label"] for r in rows)])
     label_ratios(left)
     left.set_xlabel(f"test {results.measured} against the baseline's; filled: real after Holm")
@@ -122,7 +124,9 @@ def label_ratios(axis: Any) -> None:
     here = [r for r in RATIOS if low - spare <= math.log(r) <= high + spare]
     while len(here) > 8:  # the baseline stays
         here = [r for k, r in enumerate(here) if r == 1 or (k - here.index(1)) % 2 == 0]
-    axis.set_xticks([math.log(r) for r in here], ["1" if r == 1 else say_ratio(r) for r in here])
+    axis.set_xticks(
+        [math.log(r) for r in here], ["1" if r == 1 else say_ratios(r)[0] for r in here]
+    )
 
 
 def draw_slopes(axis: Any, rows: list[dict[str, Any]]) -> None:
@@ -144,7 +148,7 @@ def draw_slopes(axis: Any, rows: list[dict[str, Any]]) -> None:
                 label=("at the start", "trained")[stage == "trained"] if place == 0 else None,
             )
     axis.set_yticks(range(len(rows)), [""] * len(rows))
-    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_ylim(-0.6, len(rows) - 0.3)
     axis.set_xlabel(r"slope of $\ln\|\partial L_T/\partial h_t\|$ per step back (0: none is lost)")
     axis.set_title("How fast the gradient vanishes")
     axis.legend(loc="best", fontsize=9)
@@ -153,6 +157,7 @@ def draw_slopes(axis: Any, rows: list[dict[str, Any]]) -> None:
 def plot_lags(results: Results) -> Any:
     """The lag curves of every variant, before and after training."""
     figure, axes = figures.new_figure(2, width=13, height=5.6)
+    banded = len(results.rows) <= MOST_BANDS
     for axis, stage, title in zip(
         axes, ("init", "trained"), ("At the start", "After training"), strict=True
     ):
@@ -162,6 +167,8 @@ def plot_lags(results: Results) -> Any:
                 continue
             relative = curves - curves[:, 1:2]
             band = seed_band(relative[:, 1:])
+            if not banded:
+                band = band._replace(low=band.low * np.nan, high=band.high * np.nan)
             figures.plot_band(
                 axis,
                 np.arange(1, relative.shape[1]),
@@ -173,12 +180,14 @@ def plot_lags(results: Results) -> Any:
         figures.label_log10(axis)
         axis.set_title(title)
         axis.set_xlabel("lag: steps before the last")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel(r"$\|\partial L_T/\partial h_{T-lag}\|$, relative to lag 1")
     axes[0].legend(fontsize=9, loc="lower left")
     figure.suptitle(
         "How much of the last step's loss reaches back", x=0.01, ha="left", fontweight="bold"
     )
-    caption(figure, results, "geometric means, 95 % t bands over seeds")
+    bands = ", 95 % t bands over seeds" if banded else " over seeds"
+    caption(figure, results, f"geometric means{bands}")
     return figure
 
 
@@ -194,10 +203,10 @@ def plot_rates(results: Results) -> Any:
         colour = colours(results)[row["variant"]]
         axis.plot(rates, mean / LOG10, "o-", color=colour, label=row["label"], markersize=4)
     axis.set_xscale("log")
-    rates = sorted({r for row in results.rows for r in results.arrays[f"{row['variant']}/rates"]})
-    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    tried = sorted({r for row in results.rows for r in results.arrays[f"{row['variant']}/rates"]})
+    axis.set_xticks(tried, [f"{rate:g}" for rate in tried])
     axis.minorticks_off()
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
+    figures.label_log10(axis)
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"validation {results.measured}")
     axis.set_title("Each variant at each rate of the grid; where a line ends, runs diverged")

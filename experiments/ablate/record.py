@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ TUNING, FINAL = "tuning", "final"
 
 @dataclass(frozen=True)
 class Record:
-    """One training run. Losses: nats per token, or the task's own."""
+    """One training run; its losses as `experiments.ablate.runs.Found` has them."""
 
     variant: str
     stage: str  # TUNING or FINAL
@@ -46,7 +47,8 @@ class Records:
         self._records: dict[tuple[str, str, int, float], Record] = {}
         lines = run_folder.MetricsLog.read(self._path)
         for line in lines:
-            self._keep(Record(**{name: from_json(value) for name, value in line.items()}))
+            fields: dict[str, Any] = {name: from_json(value) for name, value in line.items()}
+            self._keep(Record(**fields))
         if self._path.exists():  # without a torn last line
             run_folder.write_text(self._path, "".join(to_line(record) for record in self))
 

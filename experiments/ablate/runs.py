@@ -10,8 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm.many_runs import make_train_points
-from lm.whole_run import Fixed, start
 
 from experiments.ablate.setting import Setting
 from experiments.flow.subjects import cut_stretches, task_subject
@@ -25,14 +23,20 @@ from lm.data.batches import Batch, Batches, make_batches
 from lm.data.corpus import load_corpus
 from lm.data.vocabulary import Vocabulary
 from lm.gradients.flow import measure_lags, measure_layer_lags
+from lm.many_runs import make_train_points
 from lm.tasks import make_task
+from lm.whole_run import Fixed, start
 
 SHARED = {"learning_rate": 1.0, "clip": 1.0, "forget_bias": 1.0}  # of a program: each point's own
 Advance = Callable[[float], object]  # told the share of a run that was done since the last call
 
 
 class Found(NamedTuple):
-    """What one run came to. Losses: nats per token, or the task's own."""
+    """What one run came to.
+
+    Losses are logarithms of what is measured: nats per token are that of a perplexity, and of a
+    task's loss it is taken.
+    """
 
     valid: float  # inf: it diverged
     test: float
@@ -189,7 +193,9 @@ class TaskRuns:
                 continue
             stages = (run.before, run.after) if measure else ()
             flow = [to_floats(lags(params)) for params in stages]
-            yield Found(float(run.loss), float(run.loss), None, count, *flow)
+            with np.errstate(divide="ignore"):
+                loss = float(np.log(run.loss))
+            yield Found(loss, loss, None, count, *flow)
 
     def _compile(self, network: TaskNetwork, steps: int, updates: int) -> tuple[Any, Any]:
         task = make_task(self._name, steps)

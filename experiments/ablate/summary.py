@@ -1,8 +1,4 @@
-"""What a study found: a row for each variant, a table of them, and a sentence.
-
-Losses are compared as logarithms: nats per token are the log of a perplexity, and of a task's loss
-the log is taken.
-"""
+"""What a study found: a row for each variant, a table of them, and a sentence."""
 
 import math
 import textwrap
@@ -17,21 +13,19 @@ from lm.gradients.statistics import E_FOLD, horizon, slope_per_step
 
 Rows = list[dict[str, Any]]
 Arrays = dict[str, np.ndarray]
-LIVE = -1e3  # nats: a gradient below that is as good as none
-TOO_FAR = 1.15  # a ratio beyond which it is said as a factor and not in per cent
+TOO_FAR = 1.5  # a ratio beyond which it is said as a factor and not in per cent
 
 
-def logs_of(records: Records, variant: str, on_task: bool, split: str) -> np.ndarray:
+def logs_of(records: Records, variant: str, split: str) -> np.ndarray:
     """The log of a variant's perplexity or loss on the fresh seeds, by seed; inf: diverged."""
-    losses = [getattr(r, split) for r in sorted(records.of(variant, FINAL), key=lambda r: r.seed)]
-    with np.errstate(divide="ignore"):
-        return np.log(losses) if on_task else np.asarray(losses, float)
+    runs = sorted(records.of(variant, FINAL), key=lambda record: record.seed)
+    return np.asarray([getattr(record, split) for record in runs], float)
 
 
-def summarise(records: Records, variants: list[Variant], on_task: bool) -> Rows:
+def summarise(records: Records, variants: list[Variant]) -> Rows:
     """A row for each variant: its loss, its effect beside the baseline, its gradient flow."""
     rows: Rows = []
-    tests = {v.name: logs_of(records, v.name, on_task, "test") for v in variants}
+    tests = {v.name: logs_of(records, v.name, "test") for v in variants}
     baseline = tests[variants[0].name]
     nothing = np.full(len(baseline), np.nan)
     effects = [
@@ -50,9 +44,8 @@ def summarise(records: Records, variants: list[Variant], on_task: bool) -> Rows:
             "rate_at_edge": at_edge(records, variant.name),
             "diverged": sum(record.diverged_at is not None for record in found),
         }
-        for split in ("loss",) if on_task else ("valid", "test"):
-            field = "test" if on_task else split
-            mean, half = interval(logs_of(records, variant.name, on_task, field))
+        for split in ("valid", "test"):
+            mean, half = interval(logs_of(records, variant.name, split))
             row[split], row[f"{split}_within"] = math.exp(mean), math.exp(half)
         if compared is not None:
             effect, p = compared
@@ -97,28 +90,26 @@ def gradient_flow(records: Records, variant: str) -> dict[str, Any]:
     return row
 
 
-def arrays_of(records: Records, variants: list[Variant], on_task: bool) -> Arrays:
+def arrays_of(records: Records, variants: list[Variant]) -> Arrays:
     """What figures draw: logs by seed, lag curves, and tuning losses by rate."""
     arrays: Arrays = {}
     for name in (variant.name for variant in variants):
-        arrays[f"{name}/test"] = logs_of(records, name, on_task, "test")
+        arrays[f"{name}/test"] = logs_of(records, name, "test")
         for stage in ("init", "trained"):
             arrays[f"{name}/lags_{stage}"] = curves_of(records, name, stage)
         tuned = records.tuning_losses(name)
         arrays[f"{name}/rates"] = np.asarray(list(tuned))
-        losses = np.asarray(list(tuned.values()))
-        with np.errstate(divide="ignore"):
-            arrays[f"{name}/tuning"] = np.log(losses) if on_task else losses
+        arrays[f"{name}/tuning"] = np.asarray(list(tuned.values()))
     return arrays
 
 
-def say_ratio(ratio: float) -> str:
-    """0.97 as "-3.0 %", 1.6 as "x 1.60"."""
-    if math.isnan(ratio):
-        return "-"
-    if 1 / TOO_FAR < ratio < TOO_FAR:
-        return f"{100 * (ratio - 1):+.1f} %"
-    return f"x {ratio:.3g}"
+def say_ratios(*ratios: float) -> list[str]:
+    """0.97 as "-3.0 %", or where one of them is far from 1 all as factors, 1.6 as "x 1.60"."""
+    near = all(math.isnan(ratio) or 1 / TOO_FAR < ratio < TOO_FAR for ratio in ratios)
+    return [
+        "-" if math.isnan(ratio) else f"{100 * (ratio - 1):+.1f} %" if near else f"x {ratio:.3g}"
+        for ratio in ratios
+    ]
 
 
 def say_p(p: float) -> str:
@@ -130,7 +121,6 @@ def say_p(p: float) -> str:
 def format_table(rows: Rows, study: Study, on_task: bool) -> str:
     """The table that a run prints and keeps."""
     scored = "loss" if on_task else "perplexity"
-    split = "loss" if on_task else "test"
     width = max(len(row["label"]) for row in rows) + 2
     quoted = any(row.get("published") for row in rows)
     lines = [
@@ -142,10 +132,10 @@ def format_table(rows: Rows, study: Study, on_task: bool) -> str:
     for row in rows:
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
         cells = [f"{row['label']:{width}}{rate + '*' * row['rate_at_edge']:>9}"]
-        cells.append(f"{row['parameters'] or 0:>12,}{say_score(row[split], on_task):>12}")
+        cells.append(f"{row['parameters'] or 0:>12,}{say_score(row['test'], on_task):>12}")
         if "verdict" in row:
-            low, high = (say_ratio(row[f"ratio_{end}"]) for end in ("low", "high"))
-            cells.append(f"{say_ratio(row['ratio']):>19}{f'{low} to {high}':>21}")
+            mean, low, high = say_ratios(row["ratio"], row["ratio_low"], row["ratio_high"])
+            cells.append(f"{mean:>19}{f'{low} to {high}':>21}")
             cells.append(f"{say_p(row['p_holm']):>10}   {say_verdict(row):21}")
             cells.append(f"{row['published']:24}" if quoted else "")
         else:
@@ -190,20 +180,20 @@ def any_edge(rows: Rows) -> bool:
     return any(row["rate_at_edge"] for row in rows)
 
 
-def headline(rows: Rows, study: Study, on_task: bool) -> str:
+def headline(rows: Rows, on_task: bool) -> str:
     """What is real, largest first, and what is not shown, in a sentence."""
     measured = "loss" if on_task else "perplexity"
     tested = [row for row in rows[1:] if row["verdict"] != "diverged"]
     real = [row for row in tested if row["verdict"] != "no difference shown"]
     real.sort(key=lambda row: -abs(math.log(row["ratio"])))
-    parts = [f"{row['label']} {say_ratio(row['ratio'])}" for row in real]
+    parts = [f"{row['label']} {say_ratios(row['ratio'])[0]}" for row in real]
     said = (
-        f"Beside {rows[0]['label']}, {measured} is really different: {', '.join(parts)}"
+        f"Beside the {rows[0]['label']}, {measured} is really different {', '.join(parts)}"
         if real
-        else f"No difference in {measured} from {rows[0]['label']} is shown"
+        else f"No difference in {measured} from the {rows[0]['label']} is shown"
     )
     rest = [row["label"] for row in tested if row not in real]
     if real and rest:
-        said += f"; not shown for {', '.join(rest)}"
+        said += f"; not shown {', '.join(rest)}"
     lost = [row["label"] for row in rows[1:] if row["verdict"] == "diverged"]
-    return said + (f"; diverged: {', '.join(lost)}" if lost else "")
+    return said + (f"; diverged {', '.join(lost)}" if lost else "")
