@@ -188,9 +188,9 @@ def headline(rows: Rows, on_task: bool) -> str:
     real.sort(key=lambda row: -abs(math.log(row["ratio"])))
     parts = [f"{row['label']} {say_ratios(row['ratio'])[0]}" for row in real]
     said = (
-        f"Beside the {rows[0]['label']}, {measured} is really different {', '.join(parts)}"
+        f"Against {rows[0]['label']}, {measured} really differs: {', '.join(parts)}"
         if real
-        else f"No difference in {measured} from the {rows[0]['label']} is shown"
+        else f"No difference in {measured} from {rows[0]['label']} is shown"
     )
     rest = [row["label"] for row in tested if row not in real]
     if real and rest:
