@@ -1,4 +1,4 @@
-"""Studies, their statistics on known answers, runs that are kept and taken up again, the command."""
+"""Studies, their statistics on known answers, runs kept and taken up again, the command."""
 
 import dataclasses
 import math
@@ -132,10 +132,9 @@ class NotAsked:
     asked = False
 
 
-def planted_config(**options):
-    return ablation.Config(
-        seeds=4, rates=(1.0, 2.0, 4.0), variants=("nfg", "cifg", "noaf"), **options
-    )
+def planted_config():
+    names = ("nfg", "noaf", "cifg")
+    return ablation.Config(seeds=4, rates=(1.0, 2.0, 4.0), variants=names)
 
 
 def test_planted_differences_are_found_and_rates_tuned_on_other_seeds(tmp_path):
@@ -143,10 +142,10 @@ def test_planted_differences_are_found_and_rates_tuned_on_other_seeds(tmp_path):
     variants = ablation.choose_variants(config)
     ablation.train_all(config, variants, runs, records, NotAsked())
     rows = {row["variant"]: row for row in summarise(records, variants)}
-    assert list(rows) == ["lstm", "nfg", "cifg", "noaf"]
-    assert [rows[name]["learning_rate"] for name in rows] == [1.0, 2.0, 1.0, None]
+    assert list(rows) == ["lstm", "nfg", "noaf", "cifg"]
+    assert [rows[name]["learning_rate"] for name in rows] == [1.0, 2.0, None, 1.0]
     assert [rows[name].get("verdict") for name in rows] == [
-        *(None, "worse", "no difference shown", "diverged"),
+        *(None, "worse", "diverged", "no difference shown"),
     ]
     assert rows["nfg"]["ratio"] == pytest.approx(math.exp(0.2), rel=2e-3)
     assert rows["nfg"]["ratio_low"] < math.exp(0.2) < rows["nfg"]["ratio_high"]
@@ -249,10 +248,10 @@ def test_a_study_on_text_writes_what_a_report_reads(tmp_path, capsys):
 
 def test_a_study_on_a_task(tmp_path):
     flags = ["--corpus=latch", "--study=truncation", "--rates=0.01", "--steps=5", "--seeds=2"]
-    sizes = ["--tuning_seeds=1", "--lags=8", "--windows=2", "--hidden_size=4"]
+    sizes = ["--tuning_seeds=1", "--lags=8", "--windows=2", "--hidden_size=4", "--variants=back4"]
     assert call("ablation", *flags, *sizes, f"--run={tmp_path / 'run'}").returncode == 0
     rows = run_folder.read_json(tmp_path / "run" / "results.json")["rows"]
-    assert [row["variant"] for row in rows] == ["whole", "back4", "back2", "back1"]
+    assert [row["variant"] for row in rows] == ["whole", "back4"]
     assert 0.5 < rows[0]["test"] < 1  # about ln 2, nothing is learnt in five steps
 
 

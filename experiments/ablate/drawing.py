@@ -69,7 +69,7 @@ def number(value: Any) -> float:
 
 def plot_forest(results: Results) -> Any:
     """Each variant's effect with its interval, and its gradient flow beside it."""
-    rows = [row for row in results.rows if "verdict" in row]
+    rows = [row for row in results.rows if row["verdict"]]
     rows.sort(key=lambda row: -nan_last(row["ratio"]))
     first = results.rows[0]
     figure, (left, right) = figures.new_figure(2, width=13, height=1.9 + 0.42 * len(results.rows))

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.ablate.record import FINAL, Records
 from experiments.ablate.studies import Study, Variant
-from experiments.ablate.verdicts import holm, interval, paired_effect, verdict
+from experiments.ablate.verdicts import Effect, holm, interval, paired_effect, verdict
 from lm.gradients.statistics import E_FOLD, horizon, slope_per_step
 
 Rows = list[dict[str, Any]]
@@ -25,16 +25,13 @@ def logs_of(records: Records, variant: str, split: str) -> np.ndarray:
 def summarise(records: Records, variants: list[Variant]) -> Rows:
     """A row for each variant: its loss, its effect beside the baseline, its gradient flow."""
     rows: Rows = []
-    tests = {v.name: logs_of(records, v.name, "test") for v in variants}
-    baseline = tests[variants[0].name]
-    nothing = np.full(len(baseline), np.nan)
-    effects = [
-        paired_effect(tests[v.name] if len(tests[v.name]) else nothing, baseline)
-        for v in variants[1:]
-    ]
+    tests = [logs_of(records, variant.name, "test") for variant in variants]
+    seeds = max(len(test) for test in tests)
+    baseline, *others = (test if len(test) else np.full(seeds, np.inf) for test in tests)
+    effects = [paired_effect(other, baseline) for other in others]
     adjusted = holm(np.asarray([effect.p for effect in effects]))
-    beside = [None, *zip(effects, adjusted, strict=True)]
-    for variant, compared in zip(variants, beside, strict=True):
+    beside = [(None, math.nan), *zip(effects, adjusted, strict=True)]
+    for variant, (effect, p) in zip(variants, beside, strict=True):
         found = records.of(variant.name, FINAL)
         row: dict[str, Any] = {
             "variant": variant.name,
@@ -46,20 +43,31 @@ def summarise(records: Records, variants: list[Variant]) -> Rows:
         }
         for split in ("valid", "test"):
             mean, half = interval(logs_of(records, variant.name, split))
-            row[split], row[f"{split}_within"] = math.exp(mean), math.exp(half)
-        if compared is not None:
-            effect, p = compared
-            row |= {
-                "ratio": math.exp(effect.mean),
-                "ratio_low": math.exp(effect.low),
-                "ratio_high": math.exp(effect.high),
-                "p": effect.p,
-                "p_holm": float(p),
-                "verdict": verdict(effect, float(p)),
-                "published": variant.published,
-            }
+            row[split], row[f"{split}_within"] = exp(mean), exp(half)
+        row |= compare(variant, effect, p)
         rows.append(row | gradient_flow(records, variant.name))
     return rows
+
+
+def compare(variant: Variant, effect: Effect | None, p: float) -> dict[str, Any]:
+    """A variant beside the baseline; None in every field for the baseline itself."""
+    if effect is None:
+        fields = ("ratio", "ratio_low", "ratio_high", "p", "p_holm", "verdict", "published")
+        return dict.fromkeys(fields)
+    return {
+        "ratio": exp(effect.mean),
+        "ratio_low": exp(effect.low),
+        "ratio_high": exp(effect.high),
+        "p": effect.p,
+        "p_holm": float(p),
+        "verdict": verdict(effect, float(p)),
+        "published": variant.published,
+    }
+
+
+def exp(log: float) -> float:
+    """e^log, inf beyond a float's range: the interval of two seeds may be that wide."""
+    return math.exp(log) if not log > 700 else math.inf
 
 
 def at_edge(records: Records, variant: str) -> bool:
@@ -133,7 +141,7 @@ def format_table(rows: Rows, study: Study, on_task: bool) -> str:
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
         cells = [f"{row['label']:{width}}{rate + '*' * row['rate_at_edge']:>9}"]
         cells.append(f"{row['parameters'] or 0:>12,}{say_score(row['test'], on_task):>12}")
-        if "verdict" in row:
+        if row["verdict"]:
             mean, low, high = say_ratios(row["ratio"], row["ratio_low"], row["ratio_high"])
             cells.append(f"{mean:>19}{f'{low} to {high}':>21}")
             cells.append(f"{say_p(row['p_holm']):>10}   {say_verdict(row):21}")
@@ -167,7 +175,8 @@ def footnote(seeds: int, tuning_seeds: int, rows: Rows) -> str:
     """How the table is to be read."""
     edge = "; * the best rate is at the edge of the grid" if any_edge(rows) else ""
     text = (
-        f"Means over {seeds} seeds at the rate that was best on {tuning_seeds} other seeds{edge}. "
+        f"Means over {seeds} seeds at the rate that was best on {tuning_seeds} "
+        f"other{'s' * (tuning_seeds > 1)}{edge}. "
         "Differences are paired by seed, in logarithms; p is a paired t test's after Holm's "
         "correction for all comparisons of the table, real below 0.05. Slope: natural log of "
         "||dL_T/dh_t|| per step back; horizon: steps beyond the first until it has fallen by 1/e, "
