@@ -53,6 +53,14 @@ def validate(config: Any) -> None:
             check_limits(field.name, value, field.metadata)
 
 
+def is_off(value: Any) -> bool:
+    """Whether an option is the number 0, which leaves out what it is about.
+
+    A value that is traced (`lm.whole_run`) is not known to be: what it is about is computed.
+    """
+    return isinstance(value, (int, float)) and value == 0
+
+
 def check_limits(name: str, value: Any, limits: Any) -> None:
     """One value against the limits of its option."""
     choices = limits.get("choices")
@@ -352,7 +360,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.momentum and self.optimizer != "sgd":
+        if self.optimizer != "sgd" and self.momentum:
             raise ValueError(
                 f"momentum is {self.momentum} with optimizer={self.optimizer}; wanted sgd"
             )

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from lm import model
-from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig
+from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig, is_off
 from lm.data.batches import Batch, Batches
 from lm.monitor import Average, Monitor, averaged, init_average, init_monitor, take_in
 from lm.optim import Hyper, global_norm, make_optimizer
@@ -116,9 +116,9 @@ def batch_nats(
         key,
     )
     loss = mean
-    if regularize.activation_penalty:
+    if not is_off(regularize.activation_penalty):
         loss += regularize.activation_penalty * activation_penalty(dropped, batch.mask)
-    if regularize.slowness_penalty:
+    if not is_off(regularize.slowness_penalty):
         loss += regularize.slowness_penalty * slowness_penalty(h, batch.mask)
     return loss, (carry, mean * tokens, tokens)
 
@@ -184,7 +184,7 @@ def train_step(
     return state, StepMetrics(nats, tokens, global_norm(grads), log_delta)
 
 
-def make_block(
+def make_steps(
     config: ModelConfig,
     optim: OptimConfig,
     schedule: optax.Schedule,
@@ -193,13 +193,10 @@ def make_block(
     log_gradient_flow: bool = False,
     remat: bool = False,
 ) -> Block:
-    """Compile many steps into one dispatch, a Block.
+    """Many steps as one pure function, a Block that is not compiled.
 
-    `block(state, hyper, batches, count)` takes the first `count` of the stacked batches, all of
-    them where it is not given. Both `hyper` and `count` are traced: one program serves every
-    rate, clip, seed, and number of steps up to that of the batches, step by step to the same
-    bits. The state is donated: use the one that comes back. Metrics are [steps of the batches],
-    0 past `count`.
+    `run_steps(state, hyper, batches, count)` takes the first `count` of the stacked batches.
+    Metrics are [steps of the batches], 0 past `count`. The configurations' numbers may be traced.
     """
     one_step = jax.jit(  # traced once, for its shapes and in the loop
         partial(
@@ -231,7 +228,23 @@ def make_block(
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
         return state, metrics, jnp.all(jnp.stack(finite))
 
-    compiled = jax.jit(run_steps, donate_argnums=0)
+    return run_steps
+
+
+def make_block(
+    config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule, **options: Any
+) -> Block:
+    """Compile many steps into one dispatch, a Block.
+
+    `block(state, hyper, batches, count)` is that of `make_steps`, with all of the batches where no
+    count is given. Both `hyper` and `count` are traced: one program serves every rate, clip, seed,
+    and number of steps up to that of the batches, step by step to the same bits. The state is
+    donated: use the one that comes back.
+
+    Args:
+      options: of `make_steps`.
+    """
+    compiled = jax.jit(make_steps(config, optim, schedule, **options), donate_argnums=0)
 
     def block(
         state: TrainState, hyper: Hyper, batches: Any, count: int | None = None

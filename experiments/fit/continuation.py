@@ -5,22 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run_folder
-from experiments.fit.config import Config
 from lm.config import ModelConfig
 from lm.data.corpus import Corpus
 
 PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a corpus may have moved
 
 
-def refuse_changes(given: Config, stored: Config) -> None:
-    """A resumed run keeps its options: one that was typed must be what it was made with."""
+def refuse_changes(given: Any, stored: Any, otherwise: str) -> None:
+    """A resumed run keeps its options: one that was typed must be what it was made with.
+
+    Args:
+      given, stored: Configs of one experiment, with `given`, the names of what was typed.
+      otherwise: what to do for another value, for the message.
+    """
     typed, made = flat(given), flat(stored)
     for name in given.given:
         if name in typed and name not in ("run", "resume", *PLACES) and typed[name] != made[name]:
             raise ValueError(
                 f"{name} is {typed[name] or 'empty'}, but the run was made with "
-                f"{made[name] or 'none'} and goes on with it; leave the flag out, or train on in a "
-                f"new run with --start={given.run}"
+                f"{made[name] or 'none'} and goes on with it; leave the flag out, or {otherwise}"
             )
 
 
