@@ -8,6 +8,7 @@ EXPERIMENTS: dict[str, str] = {
     "score": "surprisal of each word of a text, as a table",
     "convert": "a trained run as a safetensors file, or a PyTorch model as a run",
     "walkthrough": "the lecture on one sentence: next words, loss, gates, gradient, length",
+    "ablation": "take a network apart: which piece matters, and is the difference real",
     "claims": "measure eight claims of the field; a verdict, a table and a figure each",
     "checks": "hold every gradient measure against laws that are known exactly",
     "gallery": "figures of gradient flow that nobody else draws, each with its finding",

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
 
-# Okabe and Ito 2008: told apart with every common colour blindness.
+# Okabe and Ito 2008, and Tol's muted ones: told apart with every common colour blindness.
 COLOURS = {
     "rnn": "#D55E00",
     "irnn": "#E69F00",
@@ -20,6 +20,12 @@ COLOURS = {
     "cifg": "#CC79A7",
     "nig": "#56B4E9",
     "nfg": "#000000",
+    "nog": "#DDAA33",
+    "niaf": "#117733",
+    "noaf": "#332288",
+    "peephole": "#44AA99",
+    "fgr": "#999933",
+    "lnlstm": "#AA4499",
     "mingru": "#8F8F8F",
     "minlstm": "#882255",
 }

@@ -17,7 +17,8 @@ tens of words; the LSTM's falls far more slowly, the slower the larger its forge
     ./launch.sh gradient_flow --checkpoint=runs/a,runs/b --measures=lags,lengths,shares,gates
 
 `--corpus` is a text as for `train`, or `noise` (white inputs to untrained layers), or a task of
-lm.tasks: adding, copy, temporal_order, lag (sequences of --lags steps).
+lm.tasks: adding, multiplication, copy, temporal_order, temporal_order_8, latch, lag (sequences of
+--lags steps).
 """
 
 # ruff: noqa: E402

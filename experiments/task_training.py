@@ -41,6 +41,9 @@ class Network:
       cell: name in CELLS.
       hidden: H.
       chrono: T_max of chrono initialisation, in place of the forget bias of `Hyper`; 0: none.
+      recurrent_init: how W_h starts, a name of RECURRENT_INITS; empty: the cell's own.
+      truncation: steps that the gradient goes back: it stops where a chunk of so many starts;
+        0: all of them.
       input_std: standard deviation of the input weights at the start; None: 1 / sqrt(inputs),
         which keeps the variance.
       readout_std: likewise of the readout weights; None: 1 / sqrt(hidden).
@@ -49,6 +52,8 @@ class Network:
     cell: str
     hidden: int
     chrono: int = 0
+    recurrent_init: str = ""
+    truncation: int = 0
     input_std: float | None = None
     readout_std: float | None = None
 
@@ -88,6 +93,7 @@ def init_network(
         network.hidden,
         forget_bias=forget_bias,
         chrono=network.chrono,
+        recurrent_init=network.recurrent_init,
     )
     if network.input_std is not None:
         layer = layer._replace(w_x=layer.w_x * (network.input_std * task.input_size**0.5))
@@ -100,8 +106,7 @@ def measure_sample(
     network: Network, task: Task, params: TaskParams, sample: Sample
 ) -> tuple[jax.Array, jax.Array]:
     """(loss, share of wrong classes), each a mean over the outputs that count."""
-    state = CELLS[network.cell].init_state(sample.inputs.shape[1], network.hidden)
-    _, h = unroll(CELLS[network.cell], params.layer, state, sample.inputs)
+    h = run_layer(network, params.layer, sample.inputs)
     out = h.reshape(-1, network.hidden) @ params.readout_w + params.readout_b[None]
     targets, weights = sample.targets.reshape(-1), sample.weights.reshape(-1)
     if task.loss == "squared":
@@ -112,6 +117,16 @@ def measure_sample(
         wrong = (jnp.argmax(out, axis=-1) != targets).astype(out.dtype)
     total = weights.sum()
     return jnp.vdot(weights, each) / total, jnp.vdot(weights, wrong) / total
+
+
+def run_layer(network: Network, params: CellParams, x: jax.Array) -> jax.Array:
+    """Outputs h [T, B, H]; the state that enters a chunk of `network.truncation` is a constant."""
+    cell, steps = CELLS[network.cell], network.truncation or len(x)
+    state, parts = cell.init_state(x.shape[1], network.hidden), []
+    for start in range(0, len(x), steps):
+        state, h = unroll(cell, params, lax.stop_gradient(state), x[start : start + steps])
+        parts.append(h)
+    return jnp.concatenate(parts)
 
 
 def make_train_task(network: Network, task: Task, steps: int, batch: int = BATCH) -> TrainTask:

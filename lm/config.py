@@ -53,6 +53,14 @@ def validate(config: Any) -> None:
             check_limits(field.name, value, field.metadata)
 
 
+def is_off(value: Any) -> bool:
+    """Whether an option is the number 0, which leaves out what it is about.
+
+    A value that is traced (`lm.whole_run`) is not known to be: what it is about is computed.
+    """
+    return isinstance(value, (int, float)) and value == 0
+
+
 def check_limits(name: str, value: Any, limits: Any) -> None:
     """One value against the limits of its option."""
     choices = limits.get("choices")
@@ -119,6 +127,12 @@ class ModelConfig:
         "embeddings times the square root of their size, since they are softmax weights too)",
         above=0,
     )
+    recurrent_init: str = option(
+        "",
+        "how each gate's recurrent weights start: orthogonal, identity, or gaussian (entries from "
+        "N(0, 1/hidden_size)); empty: the cell's own, identity for irnn, orthogonal for all others",
+        choices=("", "orthogonal", "identity", "gaussian"),
+    )
     recurrent_gain: float = option(1.0, "factor on the recurrent weights at the start", least=0)
     init: str = option(
         "scaled",
@@ -140,10 +154,11 @@ class ModelConfig:
             raise ValueError(
                 "chrono is 1; wanted a longest time of at least 2 steps, or 0 for none"
             )
-        if self.init != "scaled" and (self.input_scale, self.recurrent_gain) != (1.0, 1.0):
+        own = self.input_scale, self.recurrent_gain, self.recurrent_init
+        if self.init != "scaled" and own != (1.0, 1.0, ""):
             raise ValueError(
                 f"init is {self.init}, which draws weights from a range of its own; wanted "
-                "init=scaled with input_scale or recurrent_gain"
+                "init=scaled with input_scale, recurrent_gain or recurrent_init"
             )
         check_softmax(self)
         if self.tied and self.embedding_size != self.layer_sizes[-1]:
@@ -345,7 +360,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.momentum and self.optimizer != "sgd":
+        if self.optimizer != "sgd" and self.momentum:
             raise ValueError(
                 f"momentum is {self.momentum} with optimizer={self.optimizer}; wanted sgd"
             )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
 from lm import model
@@ -56,6 +57,14 @@ class Pieces(NamedTuple):
     starts: np.ndarray  # [S, B], position of a piece's first token
     lengths: np.ndarray  # [S, B], 0 where a row has ended
     reset: np.ndarray  # bool [S, B]: start from the zero state
+
+
+class Rows(NamedTuple):
+    """A text as rows side by side, in segments one after another."""
+
+    inputs: Any  # int32 [S, T, rows]
+    targets: Any  # int32 [S, T, rows], the token after each input
+    mask: Any  # bool [S, T, rows], False on padding
 
 
 class Segments(NamedTuple):
@@ -196,6 +205,51 @@ def stream_nats(
         starts = true_starts
         passes += 1
     return nats.T[mask.T], passes
+
+
+def cut_rows(tokens: np.ndarray, *, batch: int = 16, length: int = 64) -> Rows:
+    """A text as the segments of its rows, for `scan_stream`. tokens int32 [N]."""
+    inputs, targets, mask = layout_rows(tokens, batch, length)
+    return Rows(*(a.reshape(-1, length, a.shape[1]) for a in (inputs, targets, mask)))
+
+
+def scan_stream(config: ModelConfig, params: model.Params, rows: Rows) -> jax.Array:
+    """`evaluate_stream` as one pure function, to be compiled, or mapped over parameters.
+
+    Returns:
+      Nats of each segment, all of its rows together, [S].
+    """
+    zero = model.init_carry(config, rows.inputs.shape[2], params.embedding.dtype)
+
+    def read(carry: model.Carry, part: Rows) -> tuple[model.Carry, jax.Array]:
+        carry, h = model.apply(config, params, carry, part.inputs, part.mask)
+        nats = exact_token_nats(params, h.reshape(-1, h.shape[-1]), part.targets.reshape(-1))
+        return carry, jnp.sum(jnp.where(part.mask.reshape(-1), nats, 0))
+
+    segments, length, count = rows.inputs.shape
+    first = 0 if count == 1 else max(0, segments - GUESS_TOKENS // length)
+    guessed = zero
+    if first:
+        guessed, _ = lax.scan(read, zero, jax.tree.map(lambda a: a[first:], rows))
+
+    def read_all(carried: Any) -> Any:
+        starts, _, _, passes = carried
+        ends, nats = lax.scan(read, starts, rows)
+        true_starts = shift_rows(ends, zero)
+        moved = [
+            jnp.max(jnp.abs(a - b))
+            for a, b in zip(jax.tree.leaves(starts), jax.tree.leaves(true_starts), strict=True)
+        ]
+        return true_starts, nats, jnp.max(jnp.stack(moved)), passes + 1
+
+    def disagree(carried: Any) -> jax.Array:
+        _, _, moved, passes = carried
+        return (moved > STATE_TOLERANCE) & (passes < count)
+
+    dtype = params.embedding.dtype
+    unread = (shift_rows(guessed, zero), jnp.zeros(segments, dtype), jnp.asarray(jnp.inf, dtype))
+    _, nats, _, _ = lax.while_loop(disagree, read_all, (*unread, jnp.zeros((), jnp.int32)))
+    return nats
 
 
 def evaluate_sentences(

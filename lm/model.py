@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from lm.adaptive_softmax import AdaptiveWeights, choose_cutoffs, init_tails, log_probabilities
+from lm.alignment import align_layer, widen
 from lm.cells import CELLS
-from lm.cells.cell import Cell, CellParams, gate_bias_vector, init_params
+from lm.cells.cell import Cell, CellParams, init_params, start_vectors
 from lm.config import ModelConfig
 from lm.embedding import is_table_cheaper, project_tokens, take_rows
 from lm.recurrence import drop, project, unroll_inputs
@@ -56,6 +57,7 @@ def init(
             hidden,
             forget_bias=bias,
             recurrent_gain=config.recurrent_gain,
+            recurrent_init=config.recurrent_init,
             chrono=config.chrono,
             dtype=dtype,
         )
@@ -105,7 +107,7 @@ def init_softmax(
 def init_uniform(
     key: jax.Array, cell: Cell, like: Params, config: ModelConfig, forget_bias: jax.Array | float
 ) -> Params:
-    """Every weight from U(-r, r), gate biases added.
+    """Every weight from U(-r, r), gate biases and what else does not start at 0 added.
 
     r is `config.init_range` (Zaremba et al. 2014), for init=pytorch in the recurrent layers
     H^-1/2, and their bias the sum of two (PyTorch's nn.LSTM has b_ih and b_hh).
@@ -133,12 +135,12 @@ def init_uniform(
     bias_keys = jax.random.split(jax.random.fold_in(key, len(leaves)), len(like.layers))
 
     def start_bias(layer: CellParams, k: jax.Array) -> CellParams:
-        b, r = layer.b, bound(layer)
+        b, r, hidden = layer.b, bound(layer), layer.w_h.shape[0]
         if pytorch:
             b += jax.random.uniform(jax.random.fold_in(k, 1), b.shape, b.dtype, -r, r)
-        hidden = layer.w_h.shape[0]
-        b += gate_bias_vector(k, cell, hidden, forget_bias, config.chrono, b.dtype)
-        return layer._replace(b=b)
+        start = start_vectors(k, cell, hidden, forget_bias, config.chrono, b.dtype)
+        b, vectors = jax.tree.map(jnp.add, (b, layer.vectors), start)
+        return layer._replace(b=b, vectors=vectors)
 
     layers = tuple(start_bias(*pair) for pair in zip(drawn.layers, bias_keys, strict=True))
     return drawn._replace(layers=layers)
@@ -186,13 +188,13 @@ def apply(
         masks.weights or nothing,
         strict=True,
     ):
+        layer = align_layer(cell, layer._replace(w_h=drop(layer.w_h, weight_mask)))
         if h is None:
-            z = first_input_products(params, tokens, masks, dtype)
+            z = first_input_products(params.embedding, layer, tokens, masks, dtype)
         else:
             z = project(h, layer.w_x, layer.b, dtype)
-        dropped = layer._replace(w_h=drop(layer.w_h, weight_mask))
         state, h = unroll_inputs(
-            cell, dropped, state, z, mask, gauge=gauge, state_mask=state_mask, dtype=dtype
+            cell, layer, state, z, mask, gauge=gauge, state_mask=state_mask, dtype=dtype
         )
         h = drop(h, hidden_mask)
         last.append(state)
@@ -201,13 +203,14 @@ def apply(
 
 
 def first_input_products(
-    params: Params, tokens: jax.Array, masks: Masks, dtype: Any = None
+    embedding: jax.Array, layer: CellParams, tokens: jax.Array, masks: Masks, dtype: Any = None
 ) -> jax.Array:
     """z of the first layer, by way of each token or of each word. Tokens [T, B] -> [T, B, K]."""
-    layer, embedding, words = params.layers[0], params.embedding, masks.words
+    words = masks.words
     # With a mask of its own, a token's embedding is no longer its word's.
     if masks.input is None and is_table_cheaper(embedding.shape[0], tokens.size):
         embedding = drop(embedding, None if words is None else words[:, None])
+        embedding = widen(embedding, len(layer.w_x))
         return project_tokens(embedding, layer.w_x, layer.b, tokens, dtype)
     e = take_rows(embedding, tokens)  # [T, B, D]
     e = drop(e, None if words is None else jnp.take(words, tokens)[..., None])

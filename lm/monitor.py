@@ -103,6 +103,6 @@ def take_in(average: Average | None, params: Any) -> Average | None:
 
 def averaged(average: Average | None, params: Any) -> Any:
     """What is to be evaluated: the average once there is one, else the parameters."""
-    if average is None or int(average.steps) == 0:
+    if average is None:
         return params
-    return average.params
+    return jax.tree.map(lambda m, p: jnp.where(average.steps > 0, m, p), average.params, params)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from lm.config import OptimConfig
+from lm.config import OptimConfig, is_off
 
 
 class Hyper(NamedTuple):
@@ -86,18 +86,22 @@ def make_optimizer(
 
     Clipping by the global norm keeps the gradient's direction; clipping element by element
     can turn its sign. The decay, a factor of the parameters, is added to the clipped gradient:
-    PyTorch's order. `hyper` may be traced: build the optimizer inside the compiled function.
+    PyTorch's order. `hyper` and the numbers of `config` may be traced: build the optimizer inside
+    the compiled function.
     """
 
     def rate(count: jax.Array) -> jax.Array:
         return hyper.learning_rate * jnp.asarray(schedule(count), jnp.float32)
 
+    momentum = None if is_off(config.momentum) else config.momentum
     rules = {
-        "sgd": lambda: optax.sgd(rate, momentum=config.momentum or None),
+        "sgd": lambda: optax.sgd(rate, momentum=momentum),
         "adam": lambda: optax.adam(rate, config.beta1, config.beta2),
         "rmsprop": lambda: optax.rmsprop(rate, config.beta2),
     }
-    decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay else []
+    decay = []
+    if not is_off(config.weight_decay):
+        decay.append(optax.add_decayed_weights(config.weight_decay))
     return optax.chain(
         optax.stateless(lambda grads, params: clip_by_global_norm(grads, hyper.clip)),
         *decay,

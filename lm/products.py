@@ -53,18 +53,23 @@ def column_sums(x: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, w: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
-    """x W + b. [N, D], [D, K], [K] -> [N, K]."""
-    return dot(x, w, dtype) + b[None, :]
+    """x W + b, or x W where b is empty. [N, D], [D, K], [K] or [0] -> [N, K]."""
+    return add_bias(dot(x, w, dtype), b)
+
+
+def add_bias(y: jax.Array, b: jax.Array) -> jax.Array:
+    """y [N, K] + b [K]; y itself where b is empty, [0]."""
+    return y + b[None, :] if b.size else y
 
 
 def _affine_forward(x: jax.Array, w: jax.Array, b: jax.Array, dtype: Any) -> tuple[jax.Array, Any]:
-    return affine(x, w, b, dtype), (x, w)
+    return affine(x, w, b, dtype), (x, w, b)
 
 
 def _affine_backward(dtype: Any, residuals: Any, d: jax.Array) -> tuple[jax.Array, ...]:
-    x, w = residuals
+    x, w, b = residuals
     d_x = dot(d, w, dtype, TRANSPOSED_RIGHT)
-    return d_x, dot(x, d, dtype, TRANSPOSED_LEFT), column_sums(d)
+    return d_x, dot(x, d, dtype, TRANSPOSED_LEFT), column_sums(d) if b.size else b
 
 
 affine.defvjp(_affine_forward, _affine_backward)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.cells import CELLS
-from lm.config import ModelConfig, RegularizeConfig
+from lm.config import ModelConfig, RegularizeConfig, is_off
 from lm.mesh import total
 
 
@@ -42,8 +42,8 @@ NO_MASKS = Masks()
 def draw_mask(
     key: jax.Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> jax.Array | None:
-    """0 with probability `rate`, else 1 / (1 - rate), entry by entry; None at rate 0."""
-    if rate == 0:
+    """0 with probability `rate`, which may be traced, else 1 / (1 - rate); None at rate 0."""
+    if is_off(rate):
         return None
     kept = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(kept, jnp.asarray(1 / (1 - rate), dtype), jnp.zeros((), dtype))
@@ -71,7 +71,7 @@ def draw_masks(
     gates = CELLS[network.cell].recurrent_gates
 
     def each_layer(name: str, rate: float, shapes: list[tuple[int, ...]]) -> tuple | None:
-        if rate == 0 or not shapes:
+        if is_off(rate) or not shapes:
             return None
         layer_keys = jax.random.split(keys[name], len(shapes))
         return tuple(draw_mask(k, rate, s) for k, s in zip(layer_keys, shapes, strict=True))

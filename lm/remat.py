@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.config import NOT_REGULARIZED, ModelConfig, RegularizeConfig
+from lm.config import NOT_REGULARIZED, ModelConfig, RegularizeConfig, is_off
 from lm.mesh import total
 from lm.regularize import NO_MASKS, Masks
 
@@ -46,7 +46,7 @@ def rematerialize(batch_nats: BatchNats) -> BatchNats:
         key: jax.Array | None = None,
         axis: str | None = None,
     ) -> tuple[jax.Array, tuple[Any, jax.Array, jax.Array]]:
-        if regularize.slowness_penalty:
+        if not is_off(regularize.slowness_penalty):
             raise ValueError(
                 f"slowness_penalty is {regularize.slowness_penalty} with remat, whose chunks do "
                 "not see each other's outputs; wanted slowness_penalty=0 or no remat"

@@ -1,7 +1,8 @@
 """Synthetic long-lag problems: what has to be remembered, and for how long, is known exactly.
 
 Each is a pure function of a key: `task.sample(key, batch)` draws fresh sequences, so a training
-loss on them is a loss on data never seen. Symbols come as one-hot vectors.
+loss on them is a loss on data never seen. Symbols come as one-hot vectors. A new one is its
+function, its line in TASKS, and its least steps in `lm.task_lengths`.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.task_lengths import COPY_LENGTH, LEAST_STEPS
+
 COPY_SYMBOLS = 8  # of the copy task's alphabet, beside the blank and the delimiter
-COPY_LENGTH = 10  # symbols to be remembered
 ORDER_DISTRACTORS = 4  # c, d, e, f of the temporal order task, beside A and B
+LATCH_VARIANCE = 0.2  # of the latch task's noise
 LAG_SYMBOLS = 4  # alphabet of the lag process
 LAG = 5
 LAG_NOISE = 0.1  # probability that a token of the lag process is drawn anew
@@ -54,8 +57,6 @@ class Task:
 def make_adding(length: int) -> Task:
     """The sum of the two marked numbers of a sequence, asked for at its end.
 
-    Each step gives a number from U(0, 1) and a marker, which is 1 at one step of the first half
-    and at one of the second, else 0. The target is the sum of the two numbers so marked.
     Answering 1, the mean, has a mean squared error of 2 Var U(0, 1) = 1/6.
 
     Source: Hochreiter & Schmidhuber 1997, experiment 4, in the form of Le, Jaitly, Hinton 2015
@@ -65,20 +66,45 @@ def make_adding(length: int) -> Task:
     Args:
       length: T, at least 2.
     """
-    refuse_short("adding", length, 2)
+    return make_marked_pair("adding", length, jnp.add, 1 / 6)
+
+
+def make_multiplication(length: int) -> Task:
+    """The product of the two marked numbers of a sequence, asked for at its end.
+
+    Answering 1/4, the mean, has a mean squared error of E[x^2]^2 - E[x]^4 = 1/9 - 1/16.
+
+    Source: Hochreiter & Schmidhuber 1997, experiment 5, with the positions of `make_adding`.
+
+    Args:
+      length: T, at least 2.
+    """
+    return make_marked_pair("multiplication", length, jnp.multiply, 1 / 9 - 1 / 16)
+
+
+def make_marked_pair(
+    name: str, length: int, combine: Callable[[jax.Array, jax.Array], jax.Array], baseline: float
+) -> Task:
+    """Two marked numbers among many: each step gives one from U(0, 1) and a marker.
+
+    The marker is 1 at one step of the first half and at one of the second, else 0.
+    """
+    refuse_short(name, length)
 
     def sample(key: jax.Array, batch: int) -> Sample:
         key_numbers, key_first, key_second = jax.random.split(key, 3)
         numbers = jax.random.uniform(key_numbers, (length, batch), jnp.float32)
-        first = draw_int(key_first, (batch,), 0, length // 2)
-        second = draw_int(key_second, (batch,), length // 2, length)
         steps = jnp.arange(length, dtype=jnp.int32)[:, None]
-        marked = ((steps == first[None]) | (steps == second[None])).astype(numbers.dtype)
-        total = jnp.sum(numbers * marked, axis=0)
-        targets = jnp.broadcast_to(total[None], (length, batch))
-        return Sample(jnp.stack([numbers, marked], axis=-1), targets, at_end(length, batch))
+        places = (
+            draw_int(key_first, (batch,), 0, length // 2),
+            draw_int(key_second, (batch,), length // 2, length),
+        )
+        first, second = ((steps == place[None]).astype(numbers.dtype) for place in places)
+        pair = (jnp.sum(numbers * here, axis=0) for here in (first, second))
+        targets = jnp.broadcast_to(combine(*pair)[None], (length, batch))
+        return Sample(jnp.stack([numbers, first + second], -1), targets, at_end(length, batch))
 
-    return Task("adding", length, 2, 1, "squared", 1 / 6, sample)
+    return Task(name, length, 2, 1, "squared", baseline, sample)
 
 
 def make_copy(delay: int) -> Task:
@@ -94,8 +120,8 @@ def make_copy(delay: int) -> Task:
     Args:
       delay: steps from the last symbol to the delimiter, at least 1.
     """
-    refuse_short("copy", delay, 1)
     length, blank, delimiter = delay + 2 * COPY_LENGTH, COPY_SYMBOLS, COPY_SYMBOLS + 1
+    refuse_short("copy", length)
 
     def sample(key: jax.Array, batch: int) -> Sample:
         symbols = draw_int(key, (COPY_LENGTH, batch), 0, COPY_SYMBOLS)
@@ -121,22 +147,67 @@ def make_temporal_order(length: int) -> Task:
     Args:
       length: T, at least 10.
     """
-    refuse_short("temporal_order", length, 10)
-    symbols = 2 + ORDER_DISTRACTORS
+    return make_order("temporal_order", length, ((1, 2), (4, 5)))
+
+
+def make_temporal_order_8(length: int) -> Task:
+    """Three symbols that matter: eight classes, AAA to BBB.
+
+    They stand in [T/10, 2T/10], [3T/10, 4T/10] and [6T/10, 7T/10], else as `make_temporal_order`.
+
+    Source: Hochreiter & Schmidhuber 1997, experiment 6b (positions 10 to 20, 33 to 43 and 66 to
+    76 of some 105), in the form of Pascanu et al. 2013 (the 3-bit temporal order problem).
+
+    Args:
+      length: T, at least 10.
+    """
+    return make_order("temporal_order_8", length, ((1, 2), (3, 4), (6, 7)))
+
+
+def make_order(name: str, length: int, windows: tuple[tuple[int, int], ...]) -> Task:
+    """A or B at one step in each window, in tenths of the length, distractors elsewhere."""
+    refuse_short(name, length)
+    symbols, classes = 2 + ORDER_DISTRACTORS, 2 ** len(windows)
 
     def sample(key: jax.Array, batch: int) -> Sample:
-        key_noise, key_first, key_second, key_class = jax.random.split(key, 4)
+        key_noise, *key_places, key_class = jax.random.split(key, 2 + len(windows))
         tokens = draw_int(key_noise, (length, batch), 2, symbols)
-        first = draw_int(key_first, (batch,), length // 10, length // 5 + 1)
-        second = draw_int(key_second, (batch,), 2 * length // 5, length // 2 + 1)
-        label = draw_int(key_class, (batch,), 0, 4)
+        label = draw_int(key_class, (batch,), 0, classes)
         steps = jnp.arange(length, dtype=jnp.int32)[:, None]
-        tokens = jnp.where(steps == first[None], (label // 2)[None], tokens)
-        tokens = jnp.where(steps == second[None], (label % 2)[None], tokens)
+        for k, (key_place, (start, end)) in enumerate(zip(key_places, windows, strict=True)):
+            place = draw_int(key_place, (batch,), start * length // 10, end * length // 10 + 1)
+            letter = label // 2 ** (len(windows) - 1 - k) % 2  # the first symbol decides most
+            tokens = jnp.where(steps == place[None], letter[None], tokens)
         targets = jnp.broadcast_to(label[None], (length, batch))
         return Sample(one_hot(tokens, symbols), targets, at_end(length, batch))
 
-    return Task("temporal order", length, symbols, 4, "nats", float(np.log(4)), sample)
+    name = name.replace("_", " ")
+    return Task(name, length, symbols, classes, "nats", float(np.log(classes)), sample)
+
+
+def make_latch(length: int) -> Task:
+    """The first number, 1 or -1, names the class, asked for at the end; the rest is noise.
+
+    x_1 = 1 or -1, each as often; x_t ~ N(0, 0.2) after it. What is remembered has to be latched
+    against noise that comes in by the same door. Guessing costs ln 2.
+
+    Source: Hochreiter & Schmidhuber 1997, experiment 3a with N = 1: the two-sequence problem of
+    Bengio, Simard, Frasconi 1994, with noise. Theirs has T drawn anew for every sequence.
+
+    Args:
+      length: T, at least 2.
+    """
+    refuse_short("latch", length)
+
+    def sample(key: jax.Array, batch: int) -> Sample:
+        key_class, key_noise = jax.random.split(key)
+        label = draw_int(key_class, (batch,), 0, 2)
+        noise = jax.random.normal(key_noise, (length, batch), jnp.float32)
+        inputs = (LATCH_VARIANCE**0.5 * noise).at[0].set(2 * label.astype(noise.dtype) - 1)
+        targets = jnp.broadcast_to(label[None], (length, batch))
+        return Sample(inputs[..., None], targets, at_end(length, batch))
+
+    return Task("latch", length, 1, 2, "nats", float(np.log(2)), sample)
 
 
 def make_lag(length: int) -> Task:
@@ -147,7 +218,7 @@ def make_lag(length: int) -> Task:
     Args:
       length: T, at least `LAG`.
     """
-    refuse_short("lag", length, LAG)
+    refuse_short("lag", length)
 
     def sample(key: jax.Array, batch: int) -> Sample:
         tokens = sample_lag_process(key, length + 1, batch)
@@ -207,15 +278,25 @@ def at_end(length: int, batch: int) -> jax.Array:
     return jnp.zeros((length, batch), jnp.float32).at[-1].set(1)
 
 
-def refuse_short(name: str, length: int, least: int) -> None:
+def refuse_short(name: str, length: int) -> None:
+    """Raise ValueError for sequences too short for their task."""
+    least = LEAST_STEPS[name]
     if length < least:
         raise ValueError(f"the {name} task has {length} steps; wanted at least {least}")
+
+
+def make_task(name: str, steps: int) -> Task:
+    """The task of that name whose sequences have so many steps."""
+    return TASKS[name](steps - 2 * COPY_LENGTH if name == "copy" else steps)
 
 
 # Name -> (length of the task: steps, or copy's delay) -> Task.
 TASKS: dict[str, Callable[[int], Task]] = {
     "adding": make_adding,
+    "multiplication": make_multiplication,
     "copy": make_copy,
     "temporal_order": make_temporal_order,
+    "temporal_order_8": make_temporal_order_8,
+    "latch": make_latch,
     "lag": make_lag,
 }

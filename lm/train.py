@@ -21,7 +21,7 @@ from jax.nn import logsumexp
 from jax.sharding import Mesh
 
 from lm import model
-from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig
+from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig, is_off
 from lm.data.batches import Batch, Batches
 from lm.mesh import (
     AXIS,
@@ -154,9 +154,9 @@ def batch_nats(
         key,
     )
     loss = mean
-    if regularize.activation_penalty:
+    if not is_off(regularize.activation_penalty):
         loss += regularize.activation_penalty * activation_penalty(dropped, batch.mask, axis)
-    if regularize.slowness_penalty:
+    if not is_off(regularize.slowness_penalty):
         loss += regularize.slowness_penalty * slowness_penalty(h, batch.mask, axis)
     return loss, (carry, mean * tokens, tokens)
 
@@ -282,7 +282,7 @@ def make_steps(
     """Many steps as one pure function, a Block that is not compiled.
 
     `run_steps(state, hyper, batches, count)` takes the first `count` of the stacked batches.
-    Metrics are [steps of the batches], 0 past `count`.
+    Metrics are [steps of the batches], 0 past `count`. The configurations' numbers may be traced.
     """
     one_step = jax.jit(  # traced once, for its shapes and in the loop
         partial(

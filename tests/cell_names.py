@@ -8,7 +8,7 @@ import pytest
 
 from lm.cells import CELLS
 
-OFTEN = ("rnn", "gru", "lstm", "mingru")
+OFTEN = ("rnn", "gru", "lstm", "fgr", "mingru")
 EVERY_CELL = [
     pytest.param(name, marks=[] if name in OFTEN else pytest.mark.whole) for name in CELLS
 ]

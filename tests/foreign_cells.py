@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from lm.cells import CELLS
-from lm.cells.cell import CellParams, split_gates
+from lm.cells.cell import CellParams, init_params, split_gates
 
 T, B, D, H = 7, 3, 5, 6
 
@@ -154,7 +154,8 @@ def random_weights(cell, dtype):
     """CellParams of NumPy arrays with nothing at 0, and inputs [T, B, D]."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
-    width = len(cell.gates) * H
-    vectors = tuple(draw(H) for _ in range(cell.vectors))
-    params = CellParams(draw(D, width) / D**0.5, draw(H, width) / H**0.5, draw(width), vectors)
+    shapes = jax.eval_shape(lambda key: init_params(key, cell, D, H), jax.random.key(0))
+    vectors = tuple(draw(*vector.shape) for vector in shapes.vectors)
+    w_x, w_h = draw(*shapes.w_x.shape) / D**0.5, draw(*shapes.w_h.shape) / H**0.5
+    params = CellParams(w_x, w_h, draw(*shapes.b.shape), vectors)
     return jax.tree.map(lambda a: a.astype(dtype), params), jnp.asarray(draw(T, B, D))

@@ -69,6 +69,80 @@ def coupled_step(p, s, x):
     return {"c": c, "h": o * np.tanh(c)}
 
 
+def no_output_gate_step(p, s, x):
+    """Greff et al. 2015, NOG; columns i, f, g."""
+    n = s["h"].shape[-1]
+    a = x @ p["w_x"] + p["b"] + s["h"] @ p["w_h"]
+    c = sigmoid(a[:, n : 2 * n]) * s["c"] + sigmoid(a[:, :n]) * np.tanh(a[:, 2 * n :])
+    return {"c": c, "h": np.tanh(c)}
+
+
+def no_input_activation_step(p, s, x):
+    """Greff et al. 2015, NIAF, g(x) = x; columns i, f, o, g."""
+    n = s["h"].shape[-1]
+    a = x @ p["w_x"] + p["b"] + s["h"] @ p["w_h"]
+    f, i, o, _ = greff_gates(p, s, x, "ifog")
+    c = f * s["c"] + i * a[:, 3 * n :]
+    return {"c": c, "h": o * np.tanh(c)}
+
+
+def no_output_activation_step(p, s, x):
+    """Greff et al. 2015, NOAF, h(x) = x; columns i, f, o, g."""
+    f, i, o, g = greff_gates(p, s, x, "ifog")
+    c = f * s["c"] + i * g
+    return {"c": c, "h": o * c}
+
+
+def peephole_step(p, s, x):
+    """Greff et al. 2015, V: vectors p_i, p_f, p_o; columns i, f, o, g."""
+    n = s["h"].shape[-1]
+    p_i, p_f, p_o = p["vectors"]
+    a = x @ p["w_x"] + p["b"] + s["h"] @ p["w_h"]
+    i = sigmoid(a[:, :n] + p_i * s["c"])
+    f = sigmoid(a[:, n : 2 * n] + p_f * s["c"])
+    c = i * np.tanh(a[:, 3 * n :]) + f * s["c"]
+    o = sigmoid(a[:, 2 * n : 3 * n] + p_o * c)
+    return {"c": c, "h": o * np.tanh(c)}
+
+
+def full_gate_recurrence_step(p, s, x):
+    """Greff et al. 2015, FGR, without peepholes: nine matrices R_ii .. R_oo beside the four of h.
+
+    Columns of w_h: those of h to i, f, o, g, then those of i_{t-1} to i, f, o, of f_{t-1}, o_{t-1}.
+    """
+    n = s["h"].shape[-1]
+    a = x @ p["w_x"] + p["b"] + s["h"] @ p["w_h"][:, : 4 * n]
+    act = {}
+    for k, gate in enumerate("ifo"):
+        total = a[:, k * n : (k + 1) * n]
+        for j, source in enumerate("ifo"):
+            first = (4 + 3 * j + k) * n
+            total = total + s[source] @ p["w_h"][:, first : first + n]
+        act[gate] = sigmoid(total)
+    c = act["f"] * s["c"] + act["i"] * np.tanh(a[:, 3 * n :])
+    return {"c": c, "h": act["o"] * np.tanh(c), **act}
+
+
+def layer_norm(x, gain, bias):
+    """Ba et al. 2016, equation 15, row by row; 1e-5 beside the variance."""
+    out = np.empty_like(x)
+    for k, row in enumerate(x):
+        mean = sum(row) / len(row)
+        variance = sum((value - mean) ** 2 for value in row) / len(row)
+        out[k] = gain * (row - mean) / np.sqrt(variance + 1e-5) + bias
+    return out
+
+
+def layer_norm_lstm_step(p, s, x):
+    """Ba et al. 2016, equations 20 to 22; columns i, f, o, g."""
+    n = s["h"].shape[-1]
+    gain_x, gain_h, b, gain_c, b_c = p["vectors"]
+    a = layer_norm(x @ p["w_x"], gain_x, 0) + layer_norm(s["h"] @ p["w_h"], gain_h, b)
+    i, f, o = sigmoid(a[:, :n]), sigmoid(a[:, n : 2 * n]), sigmoid(a[:, 2 * n : 3 * n])
+    c = f * s["c"] + i * np.tanh(a[:, 3 * n :])
+    return {"c": c, "h": o * np.tanh(layer_norm(c, gain_c, b_c))}
+
+
 def min_gru_step(p, s, x):
     """Feng et al. 2024, Algorithm 1 (their z is q here); columns q, n. Nothing recurrent."""
     n = s["h"].shape[-1]
@@ -92,7 +166,13 @@ STEPS = {
     "gru": gru_step,
     "nig": no_input_gate_step,
     "nfg": no_forget_gate_step,
+    "nog": no_output_gate_step,
+    "niaf": no_input_activation_step,
+    "noaf": no_output_activation_step,
     "cifg": coupled_step,
+    "peephole": peephole_step,
+    "fgr": full_gate_recurrence_step,
+    "lnlstm": layer_norm_lstm_step,
     "mingru": min_gru_step,
     "minlstm": min_lstm_step,
 }
@@ -103,7 +183,13 @@ FIELDS = {
     "gru": ("h",),
     "nig": ("c", "h"),
     "nfg": ("c", "h"),
+    "nog": ("c", "h"),
+    "niaf": ("c", "h"),
+    "noaf": ("c", "h"),
     "cifg": ("c", "h"),
+    "peephole": ("c", "h"),
+    "fgr": ("c", "i", "f", "o", "h"),
+    "lnlstm": ("c", "h"),
     "mingru": ("h",),
     "minlstm": ("h",),
 }
@@ -175,6 +261,23 @@ def sampled_nats(h, w, b, targets, words, q):
         best = max(scores)
         out.append(best + np.log(sum(np.exp(s - best) for s in scores)) - scores[0])
     return np.asarray(out)
+
+
+def constant_loss(kind, targets, weights):
+    """Of the best answers that see no input, one for each step; means over the steps that count.
+
+    kind: squared (the answer is the mean) or nats (it is how often each class came).
+    """
+    losses = []
+    for row, weight in zip(targets, weights, strict=True):
+        if not weight.any():
+            continue
+        if kind == "squared":
+            losses.append(np.mean((row - np.mean(row, dtype=np.float64)) ** 2))
+        else:
+            shares = np.unique(row, return_counts=True)[1] / len(row)
+            losses.append(-np.sum(shares * np.log(shares)))
+    return np.mean(losses)
 
 
 def model_nats(cell, params, tokens, targets):

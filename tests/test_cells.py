@@ -7,8 +7,12 @@ import numpy as np
 import oracles
 import pytest
 
+from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import init_params, make_linearize, pull_back_tape
+from lm.cells.feedback import gather, recurrent_product, spread
+from lm.config import ModelConfig
+from lm.products import add_bias
 from lm.recurrence import unroll
 
 T, B, D, H = 7, 3, 5, 6
@@ -89,7 +93,8 @@ def test_gradient_equals_central_differences(name, x64):
 def test_linearize_by_hand_equals_autodiff_of_the_gates(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell, seed=2)
-    z, u = x[0] @ params.w_x + params.b[None], state.h @ params.w_h
+    z = add_bias(x[0] @ params.w_x, params.b)
+    u = recurrent_product(cell, state, params.w_h)
     d_state = jax.tree.map(jnp.cos, state)
     new, tape = cell.linearize(params.vectors, state, z, u)
     expected, auto_tape = make_linearize(cell.gate)(params.vectors, state, z, u)
@@ -114,11 +119,66 @@ def test_forget_bias_is_in_the_forget_gate_alone(forget_bias):
 def test_recurrent_weights_start_orthogonal_or_as_the_identity(name):
     cell = CELLS[name]
     w_h = init_params(jax.random.key(3), cell, D, H, recurrent_gain=0.5).w_h
-    assert w_h.shape == (H, 0 if name in ("mingru", "minlstm") else len(cell.gates) * H)
+    blocks = {"mingru": 0, "minlstm": 0, "fgr": 4 + 9}.get(name, len(cell.gates))
+    assert w_h.shape == (H, blocks * H)
     for block in np.split(w_h, range(H, w_h.shape[1], H), axis=1) if w_h.size else ():
         np.testing.assert_allclose(block.T @ block, 0.25 * np.eye(H), atol=1e-6)
     if name == "irnn":
         np.testing.assert_array_equal(w_h, 0.5 * np.eye(H))
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "identity", "gaussian"])
+def test_recurrent_weights_start_as_told(init):
+    hidden = 200
+    w_h = init_params(jax.random.key(3), CELLS["gru"], D, hidden, recurrent_init=init).w_h
+    blocks = np.split(np.asarray(w_h), 3, axis=1)
+    for block in blocks:
+        values = np.linalg.svd(block, compute_uv=False)
+        if init == "gaussian":  # Marchenko & Pastur: singular values from 0 to 2
+            np.testing.assert_allclose([values[0], values[-1]], [2, 0], atol=0.15)
+            assert np.mean(values**2) == pytest.approx(1, abs=0.03)
+        else:
+            np.testing.assert_allclose(values, 1, rtol=1e-5)
+    assert (np.array_equal(blocks[0], blocks[1])) == (init == "identity")
+
+
+def test_gains_of_a_layer_norm_start_at_one_and_its_biases_come_after_it():
+    cell = CELLS["lnlstm"]
+    params = init_params(jax.random.key(0), cell, D, H, forget_bias=2.5)
+    s_x, s_h, b, s_c, b_c = params.vectors
+    for gain in (s_x, s_h, s_c):
+        np.testing.assert_array_equal(gain, 1)
+    np.testing.assert_array_equal(b, np.repeat([0.0, 2.5, 0.0, 0.0], H))
+    np.testing.assert_array_equal(b_c, 0)
+    assert params.b.shape == (0,)
+    config = ModelConfig(cell="lnlstm", hidden_size=H, embedding_size=D, init="uniform")
+    drawn = model.init(jax.random.key(0), config, 11).layers[0].vectors
+    for uniform, start in zip(drawn, (1, 1, np.repeat([0, 1, 0, 0], H), 1, 0), strict=True):
+        assert 0 < np.abs(np.asarray(uniform) - start).max() <= config.init_range + 1e-6
+
+
+def test_a_layer_norm_does_not_see_how_large_its_weights_are(x64):
+    cell = CELLS["lnlstm"]
+    params, state, x = random_layer(cell)
+    scales = ((1e3, 1e3), (1e6, 1e4))  # so large that epsilon does not count
+    h, same = (
+        unroll(cell, params._replace(w_x=a * params.w_x, w_h=b * params.w_h), state, x)[1]
+        for a, b in scales
+    )
+    np.testing.assert_allclose(h, same, rtol=1e-7, atol=1e-9)
+
+
+def test_what_is_fed_back_is_laid_out_as_it_is_gathered():
+    """`gather` is the transpose of `spread`, so what `spread` leaves at 0 gets no gradient."""
+    cell = CELLS["fgr"]
+    w_h = jax.random.normal(jax.random.key(0), (H, 13 * H))
+    wide = spread(cell, w_h)
+    assert wide.shape == (4 * H, 4 * H)
+    np.testing.assert_array_equal(wide[:H], w_h[:, : 4 * H])
+    np.testing.assert_array_equal(wide[H:, 3 * H :], 0)
+    np.testing.assert_array_equal(gather(cell, wide), w_h)
+    pulled = jax.vjp(lambda w: spread(cell, w), w_h)[1](jnp.cos(wide))[0]
+    np.testing.assert_array_equal(gather(cell, jnp.cos(wide)), pulled)
 
 
 # Flax names the products of input and state by gate; columns go where our packing puts them.

@@ -13,7 +13,6 @@ from command_line import run
 from experiments import gradient_flow, run_folder
 from experiments.flow import drawing, table, training
 from experiments.flow.measures import DERIVED, TAKEN, compile_measures, map_seeds
-from experiments.flow.sources import TASK_LEAST
 from experiments.flow.subjects import noise_subject, task_subject, text_subject
 from experiments.task_training import Network, init_network, run_seeds
 from lm import model
@@ -21,7 +20,8 @@ from lm.cells import CELLS
 from lm.config import DataConfig, ModelConfig, OptimConfig
 from lm.gradients.flow import measure_lags, measure_layer_lags, measure_lengths
 from lm.gradients.sensitivity import pascanu_omega
-from lm.tasks import COPY_LENGTH, TASKS
+from lm.task_lengths import LEAST_STEPS
+from lm.tasks import TASKS, make_task
 
 ALL = ",".join(name for name in gradient_flow.MEASURES if name != "context")
 SMALL = ["--hidden_size=8", "--lags=16", "--windows=4", "--seeds=2"]
@@ -32,12 +32,11 @@ def test_every_measure_is_taken():
 
 
 def test_the_least_lengths_are_the_tasks_own():
-    assert set(TASK_LEAST) == set(TASKS)
-    for name, least in TASK_LEAST.items():
-        spare = 2 * COPY_LENGTH if name == "copy" else 0
-        assert TASKS[name](least - spare).length == least
+    assert set(LEAST_STEPS) == set(TASKS)
+    for name, least in LEAST_STEPS.items():
+        assert make_task(name, least).length == least
         with pytest.raises(ValueError, match="wanted at least"):
-            TASKS[name](least - 1 - spare)
+            make_task(name, least - 1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from quick_compiling import AS_USERS_HAVE_IT
 
 from lm import model
 from lm.cells import CELLS
-from lm.cells.cell import CellParams
+from lm.cells.cell import init_params
 from lm.config import ModelConfig
 from lm.data.batches import Batch
 from lm.recurrence import field_over_z, scan_over, unroll
@@ -35,10 +35,7 @@ def copies(function, *arguments, steps=T, depth=1) -> list[str]:
 
 def layer(name, batch):
     cell = CELLS[name]
-    width = len(cell.gates) * H
-    params = CellParams(
-        jnp.ones((H, width)), jnp.ones((H, width)), jnp.ones(width), (jnp.ones(H),) * cell.vectors
-    )
+    params = jax.tree.map(jnp.ones_like, init_params(jax.random.key(0), cell, H, H))
     return cell, params, cell.init_state(batch, H), jnp.ones((T, batch, H))
 
 

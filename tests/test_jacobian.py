@@ -197,6 +197,7 @@ def test_exponents_sum_to_the_mean_log_determinant(name, x64):
     logs = np.linalg.slogdet(np.asarray(state_jacobians(step, params, state, x)))[1]
     mean = logs.mean(axis=0)
     singular = np.isneginf(mean)  # rectifiers that are off
+    singular |= name == "fgr"  # c, o and h = o tanh(c) are all in its state
     np.testing.assert_allclose(found[~singular], mean[~singular], rtol=1e-9)
     assert np.all(found[singular] < -10)
 

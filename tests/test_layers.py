@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import from ranks before its own, and within its own package or file.
 LAYERS = [
+    {"lm.task_lengths"},
     {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks", "lm.mesh"},
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},
-    {"lm.linear_recurrence", "lm.embedding"},
+    {"lm.linear_recurrence", "lm.embedding", "lm.alignment"},
     {"lm.recurrence"},
     {"lm.regularize", "lm.adaptive_softmax"},
     {"lm.model"},
@@ -24,8 +25,8 @@ LAYERS = [
     {"lm.adaptive_loss", "lm.sampled_softmax"},
     {"lm.softmax", "lm.remat"},
     {"lm.train", "lm.evaluate", "lm.generate", "lm.gradients"},
-    {"lm.neural_cache"},
-    {"lm.dynamic_evaluation", "lm.surprisal"},
+    {"lm.neural_cache", "lm.whole_run"},
+    {"lm.dynamic_evaluation", "lm.surprisal", "lm.many_runs"},
     {"lm.checkpoint"},
     {"experiments"},
 ]

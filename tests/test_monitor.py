@@ -119,12 +119,12 @@ def test_the_average_is_the_mean_of_the_iterates_since_it_began():
             np.testing.assert_array_equal(averaged(average, params), params)
         if step in (1, 2, 3):  # the third is worse than the first: on from here
             monitor, average = observe(config, monitor, average, [1.0, 3.0, 2.0][step - 1])
-    np.testing.assert_allclose(averaged(average, None), walk[4:].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(averaged(average, params), walk[4:].mean(axis=0), rtol=1e-5)
     assert int(average.steps) == 5
     always = init_average(OptimConfig(averaging="always"), jnp.zeros(4))
     for params in jnp.asarray(walk):
         always = take_in(always, params)
-    np.testing.assert_allclose(averaged(always, None), walk.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(averaged(always, params), walk.mean(axis=0), rtol=1e-5)
     assert init_average(OptimConfig(), jnp.zeros(4)) is None
 
 

@@ -11,10 +11,12 @@ from cell_names import EVERY_RECURRENT_CELL
 from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import init_params
+from lm.cells.feedback import recurrent_product
 from lm.config import DataConfig, ModelConfig, OptimConfig, RegularizeConfig
 from lm.data.batches import StreamBatches, make_batches
 from lm.evaluate import evaluate_stream
 from lm.optim import Hyper, make_schedule
+from lm.products import add_bias
 from lm.recurrence import as_step, unroll
 from lm.regularize import (
     Masks,
@@ -138,8 +140,8 @@ def test_gradient_with_dropped_states_equals_autodiff(name, x64):
         state, total = cell.init_state(B, hidden, jnp.float64), 0.0
         for x_t, mask_t, weight_t in zip(x, mask[..., None], weight, strict=True):
             # What a gate sees of h_{t-1} beside the product is not dropped (the GRU's blend).
-            u_t = (state.h * kept) @ p.w_h
-            new = cell.gate(p.vectors, state, x_t @ p.w_x + p.b[None], u_t)
+            u_t = recurrent_product(cell, state._replace(h=state.h * kept), p.w_h)
+            new = cell.gate(p.vectors, state, add_bias(x_t @ p.w_x, p.b), u_t)
             state = jax.tree.map(partial(jnp.where, mask_t), new, state)
             total += jnp.sum(jnp.where(mask_t, state.h, 0) * weight_t)
         return total

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from scipy import stats
 
@@ -18,7 +19,10 @@ from lm.tasks import (
     make_adding,
     make_copy,
     make_lag,
+    make_latch,
+    make_multiplication,
     make_temporal_order,
+    make_temporal_order_8,
     sample_lag_process,
 )
 
@@ -40,7 +44,17 @@ def test_every_task_is_pure_and_shaped(name):
     if task.loss == "nats":
         assert np.issubdtype(sample.targets.dtype, np.integer)
         assert 0 <= sample.targets.min() <= sample.targets.max() < task.outputs
-        np.testing.assert_array_equal(sample.inputs.sum(axis=-1), 1)
+        if task.input_size > 1:
+            np.testing.assert_array_equal(sample.inputs.sum(axis=-1), 1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_baseline_is_what_the_best_blind_answer_costs(name):
+    task, draws = TASKS[name](20), 20_000
+    sample = draw(task, draws)
+    found = oracles.constant_loss(task.loss, sample.targets, sample.weights)
+    # A mean square of 20,000 is right to 1 %; an entropy of k classes is k / 40,000 too small.
+    assert found == pytest.approx(task.baseline, rel=0.03 if task.loss == "squared" else 1e-3)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -64,6 +78,29 @@ def test_adding_sums_the_two_marked_numbers():
     # Answering the mean, 1, costs 2/12; four standard errors of 4000 draws are 0.01.
     assert task.baseline == 1 / 6
     assert np.mean((sample.targets[-1] - 1) ** 2) == pytest.approx(1 / 6, abs=0.01)
+
+
+def test_multiplication_multiplies_the_two_marked_numbers():
+    task = make_multiplication(21)
+    sample = draw(task, 500)
+    numbers, marked = sample.inputs[..., 0].T, sample.inputs[..., 1].T
+    pairs = np.stack([row[mark == 1] for row, mark in zip(numbers, marked, strict=True)])
+    np.testing.assert_allclose(sample.targets[-1], pairs[:, 0] * pairs[:, 1], rtol=1e-6)
+    np.testing.assert_array_equal(sample.inputs, draw(make_adding(21), 500).inputs)
+    grid = (np.arange(1000) + 0.5) / 1000
+    squares = (grid[:, None] * grid[None] - 0.25) ** 2  # E (x y - 1/4)^2, the midpoint rule
+    assert task.baseline == pytest.approx(squares.mean(), rel=1e-5)
+
+
+def test_latch_is_a_sign_and_noise():
+    task = make_latch(50)
+    sample = draw(task, 2000)
+    x = sample.inputs[..., 0]
+    np.testing.assert_array_equal(x[0], np.where(sample.targets[-1] == 1, 1.0, -1.0))
+    assert np.bincount(sample.targets[-1]).min() > 900, "two classes, equally likely"
+    assert stats.kstest(x[1:].reshape(-1) / np.sqrt(0.2), "norm").pvalue > 0.01
+    assert abs(np.corrcoef(x[1:].sum(axis=0), x[0])[0, 1]) < 0.1, "the noise says nothing"
+    np.testing.assert_array_equal(sample.weights.sum(axis=0), sample.weights[-1])
 
 
 def test_copy_is_laid_out_as_in_the_paper():
@@ -96,6 +133,20 @@ def test_temporal_order_names_the_order():
     np.testing.assert_array_equal(sample.targets[-1], 2 * first + second)
     assert np.bincount(sample.targets[-1]).min() > 650, "four classes, equally likely"
     assert task.baseline == np.log(4)
+
+
+def test_temporal_order_of_three():
+    task = make_temporal_order_8(100)
+    sample = draw(task, 4000)
+    tokens = sample.inputs.argmax(axis=-1)
+    places = np.stack([np.flatnonzero(column < 2) for column in tokens.T])  # [B, 3]
+    assert places.min(axis=0).tolist() == [10, 30, 60]
+    assert places.max(axis=0).tolist() == [20, 40, 70]
+    bits = np.take_along_axis(tokens, places.T, axis=0)
+    np.testing.assert_array_equal(sample.targets[-1], bits.T @ [4, 2, 1])
+    assert np.bincount(sample.targets[-1]).min() > 420, "eight classes, equally likely"
+    assert (np.bincount(tokens.reshape(-1))[2:] > 0.2 * tokens.size).all(), "four distractors"
+    assert task.baseline == np.log(8)
 
 
 def test_lag_process_looks_exactly_its_lag_back():
@@ -143,12 +194,13 @@ def columns(params, take):
 
 
 def test_variants_are_the_lstm_with_a_gate_held_open(x64):
-    """i = 1 as b_i -> inf, f = 1 as b_f -> inf, i = 1 - f with the weights of i those of -f."""
+    """i = 1 as b_i -> inf, f, o likewise; i = 1 - f with the weights of i those of -f."""
     x = jax.random.normal(jax.random.key(1), (9, 2, 3), jnp.float64)
     variants = {
         "nig": ([(0, 0), (0, 1), (1, 1), (2, 1)], 0),
         "nfg": ([(0, 1), (0, 0), (1, 1), (2, 1)], 1),
         "cifg": ([(0, -1), (0, 1), (1, 1), (2, 1)], None),
+        "nog": ([(0, 1), (1, 1), (0, 0), (2, 1)], 2),
     }
     for name, (take, opened) in variants.items():
         params = random_layer(gates=3)
@@ -157,6 +209,20 @@ def test_variants_are_the_lstm_with_a_gate_held_open(x64):
             full = full._replace(b=full.b.at[4 * opened : 4 * opened + 4].set(100))
         np.testing.assert_allclose(
             run_layer(name, params, x), run_layer("lstm", full, x), rtol=1e-12, err_msg=name
+        )
+
+
+def test_variants_with_nothing_added_are_the_lstm(x64):
+    """Peepholes of 0; nothing of the gates fed back to them."""
+    x = jax.random.normal(jax.random.key(1), (9, 2, 3), jnp.float64)
+    lstm = random_layer(gates=4)
+    added = {
+        "peephole": lstm._replace(vectors=(jnp.zeros(4),) * 3),
+        "fgr": lstm._replace(w_h=jnp.concatenate([lstm.w_h, jnp.zeros((4, 9 * 4))], axis=1)),
+    }
+    for name, params in added.items():
+        np.testing.assert_allclose(
+            run_layer(name, params, x), run_layer("lstm", lstm, x), rtol=1e-14, err_msg=name
         )
 
 

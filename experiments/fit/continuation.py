@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run_folder
-from experiments.fit.config import Config
 from experiments.fit.devices import DevicesConfig
 from lm.config import ModelConfig
 from lm.data.corpus import Corpus
@@ -14,8 +13,13 @@ PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a cor
 DEVICES = tuple(field.name for field in dataclasses.fields(DevicesConfig))  # so may the machine
 
 
-def refuse_changes(given: Config, stored: Config) -> None:
-    """A resumed run keeps its options: one that was typed must be what it was made with."""
+def refuse_changes(given: Any, stored: Any, otherwise: str) -> None:
+    """A resumed run keeps its options: one that was typed must be what it was made with.
+
+    Args:
+      given, stored: Configs of one experiment, with `given`, the names of what was typed.
+      otherwise: what to do for another value, for the message.
+    """
     typed, made = flat(given), flat(stored)
     for name in given.given:
         if name in ("run", "resume", *PLACES, *DEVICES) or name not in typed:
@@ -23,8 +27,7 @@ def refuse_changes(given: Config, stored: Config) -> None:
         if typed[name] != made[name]:
             raise ValueError(
                 f"{name} is {typed[name] or 'empty'}, but the run was made with "
-                f"{made[name] or 'none'} and goes on with it; leave the flag out, or train on in a "
-                f"new run with --start={given.run}"
+                f"{made[name] or 'none'} and goes on with it; leave the flag out, or {otherwise}"
             )
 
 

@@ -5,7 +5,15 @@ from typing import Any
 from experiments.fit.config import Config
 from lm.cells import CELLS
 
-STARTS = ("init", "init_range", "forget_bias", "chrono", "input_scale", "recurrent_gain")
+STARTS = (
+    "init",
+    "init_range",
+    "forget_bias",
+    "chrono",
+    "input_scale",
+    "recurrent_gain",
+    "recurrent_init",
+)
 
 
 def refuse_idle(config: Config) -> None:
@@ -30,7 +38,9 @@ def refuse_idle(config: Config) -> None:
         "patience": (watched, "averaging triggered, or early_stop"),
         "dropout_masks": (any(masked), "dropout_input, dropout_hidden or dropout_output"),
         "init_range": (network.init != "scaled", "init uniform or pytorch"),
-        **dict.fromkeys(("dropout_state", "weight_drop", "recurrent_gain"), product),
+        **dict.fromkeys(
+            ("dropout_state", "weight_drop", "recurrent_gain", "recurrent_init"), product
+        ),
         "last_hidden_size": (network.layers > 1, "layers of 2 or more"),
         **dict.fromkeys(STARTS if config.start else (), (False, "no start, whose weights it has")),
     }

@@ -21,7 +21,7 @@ from lm.gradients.context import CHANGES, Change, measure_context
 from lm.gradients.flow import inject_at, lag_curves, measure_layer_lengths, pull_back_log
 from lm.gradients.jacobian import product_log_norms, singular_spectrum, state_jacobians
 from lm.gradients.lyapunov import lyapunov_spectrum
-from lm.recurrence import as_step, project, run_forward
+from lm.recurrence import Trace, as_step, project, run_forward
 
 JACOBIAN_ROWS = 2  # rows whose Jacobians, N x N at every step, are multiplied
 DIRECTIONS = 8  # random directions in parameter space that sensitivity averages over
@@ -74,9 +74,10 @@ def shares(setting: Setting, subject: Subject) -> Found:
     flow = pull_back_log(setting.cell, subject.layer, trace, injected)
 
     def one_row(row: jax.Array) -> tuple[jax.Array, ...]:
-        own = jax.tree.map(lambda leaf: leaf[:, row, None], (trace.h, trace.tape, flow.delta))
-        one = trace._replace(h_first=trace.h_first[row, None], h=own[0], tape=own[1])
-        gram = components.temporal_gram(one, own[2])
+        of_row = (trace.h, trace.read, flow.delta)
+        h, read, delta = jax.tree.map(lambda leaf: leaf[:, row, None], of_row)
+        one = Trace(trace.h_first[row, None], h, tape=None, mask=None, read=read)
+        gram = components.temporal_gram(setting.cell, one, delta)
         lost = components.measure_truncation(gram)
         return components.lag_shares(gram), gram.log[::-1], lost.cosine, lost.log_ratio
 

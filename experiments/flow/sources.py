@@ -11,9 +11,8 @@ from typing import Any
 
 from lm.config import DataConfig, ModelConfig, OptimConfig
 from lm.data.corpus import CORPORA
+from lm.task_lengths import LEAST_STEPS
 
-# Task of lm.tasks -> its least steps. Of copy: 10 symbols, a delay of 1, and 10 blanks.
-TASK_LEAST = {"adding": 2, "copy": 21, "temporal_order": 10, "lag": 5}
 SHORT_COPY = " (10 symbols, a delay, 10 blanks)"
 
 
@@ -45,12 +44,12 @@ def source_of(corpus: str, checkpoint: Any) -> str:
         return "checkpoint"
     if corpus == "noise":
         return "noise"
-    return "task" if corpus in TASK_LEAST else "text"
+    return "task" if corpus in LEAST_STEPS else "text"
 
 
 def refuse_near_name(corpus: str) -> None:
     """Raise ValueError for a text that is none, but nearly the name of a task, or noise."""
-    known = ("noise", *TASK_LEAST)
+    known = ("noise", *LEAST_STEPS)
     close = difflib.get_close_matches(corpus, known, n=1, cutoff=0.75)
     if close and not Path(corpus).exists() and corpus not in CORPORA:
         raise ValueError(
@@ -84,7 +83,7 @@ def given_options(config: Any) -> Iterator[tuple[str, Any]]:
 
 def refuse_short(corpus: str, lags: int) -> None:
     """Raise ValueError for sequences that are too short for their task."""
-    least = TASK_LEAST[corpus]
+    least = LEAST_STEPS[corpus]
     if lags < least:
         why = SHORT_COPY if corpus == "copy" else ""
         raise ValueError(f"lags is {lags}; {corpus} wants at least {least}{why}")

@@ -76,6 +76,7 @@ def noise_subject(
         config.hidden_size,
         forget_bias=config.forget_bias,
         recurrent_gain=config.recurrent_gain,
+        recurrent_init=config.recurrent_init,
         chrono=config.chrono,
     )
     x = jax.random.normal(keys[1], (time, rows, config.embedding_size), jnp.float32)

@@ -25,7 +25,7 @@ from lm.data.corpus import Corpus, load_corpus
 from lm.data.vocabulary import Vocabulary
 from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward, perplexity
 from lm.optim import Hyper, fitting_rate, make_schedule
-from lm.tasks import COPY_LENGTH, TASKS
+from lm.tasks import make_task
 from lm.train import NotFiniteError, init_state, make_block, run_blocks
 
 STEPS_PER_DISPATCH = 40
@@ -172,8 +172,7 @@ class Trainer:
 def plan_task(config: Any) -> Plan:
     """Cells trained on a task of lm.tasks by Adam, measured on fresh sequences of it."""
     name = config.data.corpus
-    # The sequences are `lags` long: of the copy task, that is its delay and two times the symbols.
-    task = TASKS[name](config.lags - 2 * COPY_LENGTH if name == "copy" else config.lags)
+    task = make_task(name, config.lags)
     steps = config.steps or TASK_STEPS
     rate = config.optim.learning_rate or TASK_LEARNING_RATE
 

@@ -125,7 +125,7 @@ def untied_gradients(cell: Cell, layer: Layer) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def compiled_gram(cell: Cell, layer: Layer) -> Any:
     trace, flow = run_layer(cell, layer)
-    gram = temporal_gram(trace, flow.delta)
+    gram = temporal_gram(cell, trace, flow.delta)
     return gram, total_log_norm(gram), lag_shares(gram), measure_truncation(gram)
 
 

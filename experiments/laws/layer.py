@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.cells.cell import Cell, CellParams, make_cell
+from lm.cells.cell import Cell, CellParams, init_params, make_cell
 from lm.cells.rnn import RNNState
 from lm.gradients.flow import (
     inject_at,
@@ -44,13 +44,15 @@ def make_layer(
 ) -> Layer:
     """Random weights: W_h orthogonal gate by gate, every bias about 1/2, D = H."""
     rng = np.random.default_rng(seed)
-    gates = len(cell.gates)
+    shapes = jax.eval_shape(lambda key: init_params(key, cell, hidden, hidden), jax.random.key(0))
     params = make_params(
         dtype,
-        rng.normal(size=(hidden, gates * hidden)) / hidden**0.5,
-        np.concatenate([rotation(rng, hidden, hidden) for _ in cell.gates], axis=1),
-        rng.normal(0.5, 0.5, gates * hidden),
-        [rng.normal(size=hidden) for _ in range(cell.vectors)],
+        rng.normal(size=shapes.w_x.shape) / hidden**0.5,
+        np.concatenate(
+            [rotation(rng, hidden, hidden) for _ in range(cell.recurrent_gates)], axis=1
+        ),
+        rng.normal(0.5, 0.5, shapes.b.shape),
+        [rng.normal(size=vector.shape) for vector in shapes.vectors],
     )
     fields = range(len(jax.tree.leaves(cell.init_state(1, 1))))
     state = cell.state(*(jnp.asarray(rng.normal(size=(batch, hidden)), dtype) for _ in fields))

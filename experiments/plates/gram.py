@@ -58,7 +58,7 @@ def make_measure(config: Config, name: str) -> Any:
         size = config.hidden_size
         params = init_params(key_params, cell, size, size, forget_bias=config.forget_bias)
         driven = drive(key_path, cell, params, LAGS, settle=LAGS)
-        gram = temporal_gram(*pull_back_last(cell, params, driven))
+        gram = temporal_gram(cell, *pull_back_last(cell, params, driven))
         return gram, lag_shares(gram)
 
     return lambda seeds: lax.map(one, seeds)

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.speed.work import Size
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams, init_params
+from lm.cells.feedback import recurrent_product
 from lm.recurrence import as_step, project, unroll, unroll_step
 
 Runner = Callable[[CellParams, Any, jax.Array], jax.Array]
@@ -24,7 +25,7 @@ def make_runners(cell: Cell) -> dict[str, Runner]:
 
     def hoisted(params: CellParams, state: Any, x: jax.Array) -> jax.Array:
         def step(params: CellParams, s: Any, z_t: jax.Array) -> tuple[Any, jax.Array]:
-            s = cell.gate(params.vectors, s, z_t, s.h @ params.w_h)
+            s = cell.gate(params.vectors, s, z_t, recurrent_product(cell, s, params.w_h))
             return s, s.h
 
         return unroll_step(step, params, state, project(x, params.w_x, params.b))[1]

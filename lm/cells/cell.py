@@ -2,10 +2,13 @@
 
 z_t = x_t W_x + b                          every t at once, outside the recurrence
 u_t = h_{t-1} W_h                          the only product inside it
-s_t = gate(vectors, s_{t-1}, z_t, u_t)     elementwise: this is the cell
+s_t = gate(vectors, s_{t-1}, z_t, u_t)     this is the cell
 
 A diagonal cell has no recurrent product: W_h is [H, 0], u_t is empty, and
 h_t = a_t * h_{t-1} + b_t          (a_t, b_t) = diagonal(z_t), every t at once
+
+The gates work row by row, mostly elementwise; what a norm takes a mean of is a row's. A cell whose
+product reads more of the state than h says what: `lm.cells.feedback`.
 """
 
 from collections.abc import Callable
@@ -17,8 +20,8 @@ import jax.numpy as jnp
 
 from lm.linalg import orthogonal
 
-Vectors = tuple[jax.Array, ...]  # parameters that enter the gates elementwise, each [H]
-Tape = Any  # whatever `pull_back` needs to know of one step: arrays with leading [B]
+Vectors = tuple[jax.Array, ...]  # parameters that enter the gates elementwise, as `Vector` says
+Tape = Any  # whatever `pull_back` needs to know of one step
 
 
 class State(Protocol):
@@ -28,10 +31,25 @@ class State(Protocol):
     def h(self) -> jax.Array: ...
 
 
+class Vector(NamedTuple):
+    """A parameter that enters the gates elementwise, [gates * H]."""
+
+    name: str
+    gates: int = 1  # how many gates it covers, in packing order
+    start: float | None = 0.0  # of every entry; None: the gates' biases, forget bias and all
+
+
+class Feedback(NamedTuple):
+    """A field of the state that the recurrent product reads beside h."""
+
+    field: str
+    gates: int  # the first so many gates see it
+
+
 class Pulled(NamedTuple):
     """The cotangents that one step sends back, given the cotangent of its new state."""
 
-    vectors: Vectors  # each [H], summed over the batch
+    vectors: Vectors  # summed over the batch
     state: Any  # of s_{t-1}, without the path through u_t
     z: jax.Array  # dL/dz_t [B, K]
     u: jax.Array  # dL/du_t [B, K]; the same object as z where the gates see only z + u
@@ -41,9 +59,9 @@ class CellParams(NamedTuple):
     """Parameters of one recurrent layer."""
 
     w_x: jax.Array  # [D, K]
-    w_h: jax.Array  # [H, K]; [H, 0] of a diagonal cell
-    b: jax.Array  # [K]
-    vectors: Vectors  # each [H]
+    w_h: jax.Array  # [H, K]; [H, 0] of a diagonal cell; with feedback its blocks come after
+    b: jax.Array  # [K]; [0] where the biases are one of the vectors
+    vectors: Vectors  # each [its gates * H]
 
 
 @dataclass(frozen=True)
@@ -66,10 +84,13 @@ class Cell:
         dL/dz over it on the way back: two arrays of [T, B, K] less to hold and to bring into the
         caches. Every z_t must be used up before it: see lm.recurrence.scan_over. None: no field.
       forget_gate: the gate that `forget_bias` is added to, or None.
-      vectors: how many elementwise parameter vectors `gate` takes; they start at 0.
+      vectors: the elementwise parameters that `gate` takes.
+      feedback: what the recurrent product reads beside h.
       diagonal: of a cell without a recurrent product: z [..., K] -> (a, b), each [..., H], with
         h_t = a_t * h_{t-1} + b_t for h the whole state. None: the cell has one.
-      recurrent_init: "orthogonal" or "identity": how W_h starts, gate by gate.
+      recurrent_init: how W_h starts, gate by gate, a name of RECURRENT_INITS.
+      pointwise: every unit's gates see their own z, u, state and vectors alone, and the h of a unit
+        whose weights and biases are 0 stays at 0: dead units may be added to it (lm.alignment).
       learning_rate: of plain SGD, with the loss a mean per token and a clip of 0.25, that
         suits a word-level language model of this cell. A vanilla RNN fails at an LSTM's.
     """
@@ -84,15 +105,24 @@ class Cell:
     d_carousel: Callable[[Tape, Any], jax.Array] | None = None
     written_over_z: str | None = None
     forget_gate: str | None = None
-    vectors: int = 0
+    vectors: tuple[Vector, ...] = ()
+    feedback: tuple[Feedback, ...] = ()
     diagonal: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
     recurrent_init: str = "orthogonal"
+    pointwise: bool = True
     learning_rate: float = 10.0
 
     @property
     def recurrent_gates(self) -> int:
-        """How many gates W_h has columns for: all, or none."""
-        return len(self.gates) if self.diagonal is None else 0
+        """How many blocks [H, H] W_h has: one a gate and what feedback adds, or none."""
+        if self.diagonal is not None:
+            return 0
+        return len(self.gates) + sum(fed.gates for fed in self.feedback)
+
+    @property
+    def biased_gates(self) -> int:
+        """How many gates b has entries for: all, or none where a vector holds the biases."""
+        return 0 if any(vector.start is None for vector in self.vectors) else len(self.gates)
 
     def init_state(self, batch: int, hidden: int, dtype: Any = jnp.float32) -> Any:
         """The zero state: every field [B, H]."""
@@ -126,6 +156,31 @@ def make_cell(
     return Cell(name, gates, state, gate, make_linearize(gate), pull_back_tape, **options)
 
 
+def make_sum_cell(
+    name: str,
+    gates: tuple[str, ...],
+    state: type,
+    gate_of_sum: Callable[[Vectors, Any, jax.Array], Any],
+    **options: Any,
+) -> Cell:
+    """A cell whose gates see z + u alone: its equations are (vectors, state, a) -> state.
+
+    dL/dz is dL/du then, and the engine stores one array for both.
+    """
+
+    def gate(vectors: Vectors, state: Any, z: jax.Array, u: jax.Array) -> Any:
+        return gate_of_sum(vectors, state, z + u)
+
+    def linearize(vectors: Vectors, state: Any, z: jax.Array, u: jax.Array) -> tuple[Any, Tape]:
+        return jax.vjp(gate_of_sum, vectors, state, z + u)
+
+    def pull_back(tape: Tape, d_state: Any) -> Pulled:
+        d_vectors, d_prev, delta = tape(d_state)
+        return Pulled(d_vectors, d_prev, delta, delta)
+
+    return Cell(name, gates, state, gate, linearize, pull_back, **options)
+
+
 def make_diagonal_cell(
     name: str,
     gates: tuple[str, ...],
@@ -148,6 +203,24 @@ def split_gates(packed: jax.Array, count: int) -> list[jax.Array]:
     return [packed[..., k * hidden : (k + 1) * hidden] for k in range(count)]
 
 
+def identity(key: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """The identity matrix; nothing is drawn."""
+    return jnp.eye(size, dtype=dtype)
+
+
+def gaussian(key: jax.Array, size: int, dtype: Any) -> jax.Array:
+    """Entries from N(0, 1/size): norms kept on average, singular values spread from 0 to 2."""
+    return jax.random.normal(key, (size, size), dtype) / size**0.5
+
+
+# How a block [H, H] of W_h may start; the names are in lm.config too, which imports no JAX.
+RECURRENT_INITS: dict[str, Callable[[jax.Array, int, Any], jax.Array]] = {
+    "orthogonal": orthogonal,
+    "identity": identity,
+    "gaussian": gaussian,
+}
+
+
 def init_params(
     key: jax.Array,
     cell: Cell,
@@ -156,6 +229,7 @@ def init_params(
     *,
     forget_bias: jax.Array | float = 1.0,
     recurrent_gain: jax.Array | float = 1.0,
+    recurrent_init: str = "",
     chrono: int = 0,
     dtype: Any = jnp.float32,
 ) -> CellParams:
@@ -165,6 +239,7 @@ def init_params(
       key: a typed PRNG key.
       forget_bias: added to the bias of `cell.forget_gate`; ignored by cells without one.
       recurrent_gain: multiplies W_h, where there is one. Both may be traced.
+      recurrent_init: a name of RECURRENT_INITS; empty: the cell's own.
       chrono: T_max of chrono initialisation, which takes the place of `forget_bias`; 0: none.
       dtype: of the parameters.
 
@@ -174,15 +249,30 @@ def init_params(
     gates = len(cell.gates)
     key_x, key_h, key_b = jax.random.split(key, 3)
     w_x = jax.random.normal(key_x, (input_size, gates * hidden), dtype) / input_size**0.5
-    if cell.recurrent_init == "identity":
-        blocks = [jnp.eye(hidden, dtype=dtype)] * cell.recurrent_gates
-    else:
-        keys = jax.random.split(key_h, cell.recurrent_gates)
-        blocks = [orthogonal(k, hidden, dtype) for k in keys]
+    draw = RECURRENT_INITS[recurrent_init or cell.recurrent_init]
+    keys = jax.random.split(key_h, cell.recurrent_gates)
     none = jnp.zeros((hidden, 0), dtype)
-    w_h = jnp.concatenate([none, *blocks], axis=1) * jnp.asarray(recurrent_gain, dtype)
-    b = gate_bias_vector(key_b, cell, hidden, forget_bias, chrono, dtype)
-    return CellParams(w_x, w_h, b, tuple(jnp.zeros(hidden, dtype) for _ in range(cell.vectors)))
+    w_h = jnp.concatenate([none, *(draw(k, hidden, dtype) for k in keys)], axis=1)
+    w_h = w_h * jnp.asarray(recurrent_gain, dtype)
+    b, vectors = start_vectors(key_b, cell, hidden, forget_bias, chrono, dtype)
+    return CellParams(w_x, w_h, b, vectors)
+
+
+def start_vectors(
+    key: jax.Array,
+    cell: Cell,
+    hidden: int,
+    forget_bias: jax.Array | float,
+    chrono: int,
+    dtype: Any,
+) -> tuple[jax.Array, Vectors]:
+    """(b, vectors) at the start: the gates' biases in b or in the vector that holds them."""
+    biases = gate_bias_vector(key, cell, hidden, forget_bias, chrono, dtype)
+    vectors = tuple(
+        biases if vector.start is None else jnp.full(vector.gates * hidden, vector.start, dtype)
+        for vector in cell.vectors
+    )
+    return biases[: cell.biased_gates * hidden], vectors
 
 
 def forget_bias_vector(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.cells.cell import Cell, Pulled, Vectors, split_gates
+from lm.cells.cell import Cell, Pulled, Vector, Vectors, split_gates
 
 
 class GRUState(NamedTuple):
@@ -81,6 +81,6 @@ GRU = Cell(
     linearize,
     pull_back,
     activations,
-    vectors=1,
+    vectors=(Vector("b_n"),),
     learning_rate=20.0,
 )

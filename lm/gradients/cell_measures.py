@@ -366,7 +366,7 @@ def measure_engine(
         "paths": PathNorms(paths.carried.log_norm[::-1], paths.recurrent.log_norm[::-1]),
         "truncation": None
         if cell.diagonal is not None
-        else measure_truncation(temporal_gram(trace, flow.delta)),
+        else measure_truncation(temporal_gram(cell, trace, flow.delta)),
     }
 
 

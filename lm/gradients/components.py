@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.cells.cell import Cell
+from lm.cells.feedback import wires
 from lm.linalg import full_precision
 from lm.log_space import Scaled
-from lm.recurrence import Trace, previous_h
+from lm.recurrence import Trace, previous_read
 
 
 class Gram(NamedTuple):
@@ -34,27 +36,33 @@ class Truncation(NamedTuple):
 
 
 @full_precision
-def temporal_gram(trace: Trace, delta: Scaled) -> Gram:
+def temporal_gram(cell: Cell, trace: Trace, delta: Scaled) -> Gram:
     """Measure 4: all inner products of the temporal components of one layer's dL/dW_h.
 
     <G_t, G_s> = sum over b, b' of (delta_tb . delta_sb') (h_{t-1,b} . h_{s-1,b'})
+
+    and with feedback the sum of that over the blocks of W that are parameters.
 
     Args:
       trace: of the forward pass, B rows.
       delta: dL/du_t of the same rows, log [T, B] and unit [T, B, K].
     """
-    h_prev = previous_h(trace)
+    read = previous_read(trace)
+    blocks = wires(cell, trace.h.shape[-1])
     scale = jnp.max(delta.log, axis=1)  # one scale a step, so that rows can be summed
     finite = jnp.where(jnp.isneginf(scale), 0, scale)
     scaled = delta.unit * jnp.exp(delta.log - finite[:, None])[..., None]
 
     def row(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        d_t, h_t = one
-        deltas = jnp.einsum("bk,sck->sbc", d_t, scaled)
-        states = jnp.einsum("bh,sch->sbc", h_t, h_prev)
-        return jnp.sum(deltas * states, axis=(1, 2))
+        d_t, r_t = one
+        inner = jnp.zeros(len(read), read.dtype)
+        for rows, columns in blocks:
+            deltas = jnp.einsum("bk,sck->sbc", d_t[:, columns], scaled[..., columns])
+            states = jnp.einsum("br,scr->sbc", r_t[:, rows], read[..., rows])
+            inner += jnp.sum(deltas * states, axis=(1, 2))
+        return inner
 
-    inner = lax.map(row, (scaled, h_prev))  # [T, T] in units of exp(scale_t + scale_s)
+    inner = lax.map(row, (scaled, read))  # [T, T] in units of exp(scale_t + scale_s)
     square = jnp.maximum(jnp.diagonal(inner), 0)
     norm = jnp.sqrt(jnp.where(square > 0, square, 1))
     there = square > 0

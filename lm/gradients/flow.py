@@ -16,10 +16,18 @@ from jax import lax
 from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams
+from lm.cells.feedback import gather
 from lm.config import ModelConfig
 from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
-from lm.recurrence import Trace, previous_h, project, pull_back_step, run_forward
+from lm.recurrence import (
+    Trace,
+    previous_read,
+    project,
+    pull_back_step,
+    run_forward,
+    transposed_weights,
+)
 
 LANE_BYTES = 512 * 2**20  # most memory for the backward passes that `measure_lengths` runs at once
 
@@ -59,7 +67,7 @@ def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
       injected: dL/dh_t from above at every t, log [T, B] and unit [T, B, H];
         log = -inf where nothing comes in.
     """
-    w_h_transposed = params.w_h.T
+    w_transposed = transposed_weights(cell, params.w_h)
     batch, hidden = trace.h_first.shape
     zero = cell.init_state(batch, hidden, trace.h.dtype)
     nothing = jnp.full(batch, -jnp.inf, trace.h.dtype)
@@ -73,7 +81,7 @@ def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
         norms = jax.tree.map(lambda leaf: log + log_norm(leaf), d_s)
         joint = log + log_norm(jnp.concatenate(jax.tree.leaves(d_s), axis=-1))
         total = None if cell.d_carousel is None else log + log_norm(cell.d_carousel(tape_t, d_s))
-        d_prev, pulled = pull_back_step(cell, w_h_transposed, tape_t, mask_t, d_s)
+        d_prev, pulled = pull_back_step(cell, w_transposed, tape_t, mask_t, d_s)
         return rescale(log, d_prev), (norms, joint, total, log, pulled.z, pulled.u)
 
     _, (norms, joint, total, log, d_z, delta) = lax.scan(
@@ -224,7 +232,7 @@ def measure_lengths(
     Raises:
       ValueError: a length outside 1 .. T.
     """
-    time = tokens.shape[0]
+    time, cell = tokens.shape[0], CELLS[config.cell]
     check_lengths(lengths, time)
     forward = run_model(config, params, carry, tokens)
 
@@ -234,7 +242,7 @@ def measure_lengths(
         injected = inject_at(time, length - 1, loss_gradient(params, h, target))
         flows = pull_back_model(config, params, forward, injected)
         return tuple(
-            recurrent_log_norm(trace, flow.delta)
+            recurrent_log_norm(cell, trace, flow.delta)
             for trace, flow in zip(forward.traces, flows, strict=True)
         )
 
@@ -273,7 +281,7 @@ def measure_layer_lengths(
     def one_length(one: tuple[jax.Array, jax.Array]) -> jax.Array:
         length, d_last = one
         flow = pull_back_log(cell, params, trace, inject_at(time, length - 1, d_last))
-        return recurrent_log_norm(trace, flow.delta)
+        return recurrent_log_norm(cell, trace, flow.delta)
 
     found: jax.Array = map_lengths(one_length, lengths, 3 * z.size, x.dtype, d_h)
     return found
@@ -300,12 +308,11 @@ def map_lengths(
 
 
 @full_precision
-def recurrent_log_norm(trace: Trace, delta: Scaled) -> jax.Array:
+def recurrent_log_norm(cell: Cell, trace: Trace, delta: Scaled) -> jax.Array:
     """log ||sum over t of h_{t-1}^T delta_t||_F of each row, in nats. [B]."""
-    h_prev = previous_h(trace)
     # One scale a row: the largest. What underflows beside it does not count in the sum.
     largest = jnp.max(delta.log, axis=0)
     finite = jnp.where(jnp.isneginf(largest), 0, largest)
     scaled = delta.unit * jnp.exp(delta.log - finite[None])[..., None]
-    gradient = jnp.einsum("tbh,tbk->bhk", h_prev, scaled)
+    gradient = gather(cell, jnp.einsum("tbr,tbk->brk", previous_read(trace), scaled))
     return largest + log_norm(gradient.reshape(gradient.shape[0], -1))

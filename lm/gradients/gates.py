@@ -9,6 +9,7 @@ from jax import lax
 from lm import model
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams
+from lm.cells.feedback import recurrent_product
 from lm.config import ModelConfig
 from lm.linalg import full_precision
 from lm.recurrence import project
@@ -32,7 +33,7 @@ def gate_activations(
     """
 
     def step(s_prev: Any, z_t: jax.Array) -> tuple[Any, tuple[Any, Activations]]:
-        u_t = s_prev.h @ params.w_h
+        u_t = recurrent_product(cell, s_prev, params.w_h)
         gates = (
             {} if cell.activations is None else cell.activations(params.vectors, s_prev, z_t, u_t)
         )

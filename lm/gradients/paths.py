@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.cells.cell import Cell, CellParams
+from lm.cells.feedback import send_back
 from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
-from lm.recurrence import Trace, pull_back_step, select
+from lm.recurrence import Trace, pull_back_step, select, transposed_weights
 
 
 class Part(NamedTuple):
@@ -41,7 +42,7 @@ def measure_paths(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
       trace: of the forward pass.
       injected: dL/dh_t from above at every t, as `lm.gradients.flow.pull_back_log` takes it.
     """
-    w_h_transposed = params.w_h.T
+    w_transposed = transposed_weights(cell, params.w_h)
     batch, hidden = trace.h_first.shape
     zero = cell.init_state(batch, hidden, trace.h.dtype)
 
@@ -57,12 +58,12 @@ def measure_paths(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
         )
         pulled = cell.pull_back(tape_t, select(mask_t, carried, zero))
         along = select(mask_t, pulled.state, carried)
-        beyond, _ = pull_back_step(cell, w_h_transposed, tape_t, mask_t, recurrent)
+        beyond, _ = pull_back_step(cell, w_transposed, tape_t, mask_t, recurrent)
         # What the carried part sends through W_h belongs to the other from here on.
         log_r, keep, add = common_scale(log_r, log_c)
         beyond = jax.tree.map(lambda s: s * keep[:, None], beyond)
-        crossing = pulled.u @ w_h_transposed
-        beyond = beyond._replace(h=beyond.h + crossing * add[:, None])
+        crossing = pulled.u @ w_transposed
+        beyond = send_back(cell, beyond, crossing * add[:, None])
         return (rescale(log_c, along), rescale(log_r, beyond)), emitted
 
     nothing = jnp.full(batch, -jnp.inf, trace.h.dtype)

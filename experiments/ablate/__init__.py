@@ -1,0 +1,1 @@
+"""What `ablation` needs: studies, runs, verdicts, table and figures."""

@@ -1,0 +1,208 @@
+"""What a study found: a row for each variant, a table of them, and a sentence."""
+
+import math
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from experiments.ablate.record import FINAL, Records
+from experiments.ablate.studies import Study, Variant
+from experiments.ablate.verdicts import Effect, holm, interval, paired_effect, verdict
+from lm.gradients.statistics import E_FOLD, horizon, slope_per_step
+
+Rows = list[dict[str, Any]]
+Arrays = dict[str, np.ndarray]
+TOO_FAR = 1.5  # a ratio beyond which it is said as a factor and not in per cent
+
+
+def logs_of(records: Records, variant: str, split: str) -> np.ndarray:
+    """The log of a variant's perplexity or loss on the fresh seeds, by seed; inf: diverged."""
+    runs = sorted(records.of(variant, FINAL), key=lambda record: record.seed)
+    return np.asarray([getattr(record, split) for record in runs], float)
+
+
+def summarise(records: Records, variants: list[Variant]) -> Rows:
+    """A row for each variant: its loss, its effect beside the baseline, its gradient flow."""
+    rows: Rows = []
+    tests = [logs_of(records, variant.name, "test") for variant in variants]
+    seeds = max(len(test) for test in tests)
+    baseline, *others = (test if len(test) else np.full(seeds, np.inf) for test in tests)
+    effects = [paired_effect(other, baseline) for other in others]
+    adjusted = holm(np.asarray([effect.p for effect in effects]))
+    beside = [(None, math.nan), *zip(effects, adjusted, strict=True)]
+    for variant, (effect, p) in zip(variants, beside, strict=True):
+        found = records.of(variant.name, FINAL)
+        row: dict[str, Any] = {
+            "variant": variant.name,
+            "label": variant.label,
+            "parameters": found[0].parameters if found else None,
+            "learning_rate": records.best_rate(variant.name),
+            "rate_at_edge": at_edge(records, variant.name),
+            "diverged": sum(record.diverged_at is not None for record in found),
+        }
+        for split in ("valid", "test"):
+            mean, half = interval(logs_of(records, variant.name, split))
+            row[split], row[f"{split}_within"] = exp(mean), exp(half)
+        row |= compare(variant, effect, p)
+        rows.append(row | gradient_flow(records, variant.name))
+    return rows
+
+
+def compare(variant: Variant, effect: Effect | None, p: float) -> dict[str, Any]:
+    """A variant beside the baseline; None in every field for the baseline itself."""
+    if effect is None:
+        fields = ("ratio", "ratio_low", "ratio_high", "p", "p_holm", "verdict", "published")
+        return dict.fromkeys(fields)
+    return {
+        "ratio": exp(effect.mean),
+        "ratio_low": exp(effect.low),
+        "ratio_high": exp(effect.high),
+        "p": effect.p,
+        "p_holm": float(p),
+        "verdict": verdict(effect, float(p)),
+        "published": variant.published,
+    }
+
+
+def exp(log: float) -> float:
+    """e^log, inf beyond a float's range: the interval of two seeds may be that wide."""
+    return math.exp(log) if not log > 700 else math.inf
+
+
+def at_edge(records: Records, variant: str) -> bool:
+    """Whether the best rate is the least or the largest tried: a wider grid may have a better."""
+    rates = list(records.tuning_losses(variant))
+    return len(rates) > 1 and records.best_rate(variant) in (rates[0], rates[-1])
+
+
+def curves_of(records: Records, variant: str, stage: str) -> np.ndarray:
+    """Lag curves [S, lags] at "init" or "trained", of the seeds that did not diverge."""
+    curves = [getattr(record, f"lags_{stage}") for record in records.of(variant, FINAL)]
+    return np.asarray([curve for curve in curves if curve])
+
+
+def gradient_flow(records: Records, variant: str) -> dict[str, Any]:
+    """Slope per step and horizon at the start and after training, means over seeds."""
+    row: dict[str, Any] = {}
+    for stage in ("init", "trained"):
+        curves = curves_of(records, variant, stage)
+        if not len(curves):
+            continue
+        slope, half = interval(np.asarray([slope_per_step(curve) for curve in curves]))
+        row |= {
+            f"slope_{stage}": slope,
+            f"slope_{stage}_within": half,
+            f"horizon_{stage}": horizon(curves.mean(axis=0), E_FOLD),
+        }
+    return row
+
+
+def arrays_of(records: Records, variants: list[Variant]) -> Arrays:
+    """What figures draw: logs by seed, lag curves, and tuning losses by rate."""
+    arrays: Arrays = {}
+    for name in (variant.name for variant in variants):
+        arrays[f"{name}/test"] = logs_of(records, name, "test")
+        for stage in ("init", "trained"):
+            arrays[f"{name}/lags_{stage}"] = curves_of(records, name, stage)
+        tuned = records.tuning_losses(name)
+        arrays[f"{name}/rates"] = np.asarray(list(tuned))
+        arrays[f"{name}/tuning"] = np.asarray(list(tuned.values()))
+    return arrays
+
+
+def say_ratios(*ratios: float) -> list[str]:
+    """0.97 as "-3.0 %", or where one of them is far from 1 all as factors, 1.6 as "x 1.60"."""
+    near = all(math.isnan(ratio) or 1 / TOO_FAR < ratio < TOO_FAR for ratio in ratios)
+    return [
+        "-" if math.isnan(ratio) else f"{100 * (ratio - 1):+.1f} %" if near else f"x {ratio:.3g}"
+        for ratio in ratios
+    ]
+
+
+def say_p(p: float) -> str:
+    if math.isnan(p):
+        return "-"
+    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def format_table(rows: Rows, study: Study, on_task: bool) -> str:
+    """The table that a run prints and keeps."""
+    scored = "loss" if on_task else "perplexity"
+    width = max(len(row["label"]) for row in rows) + 2
+    quoted = any(row.get("published") for row in rows)
+    lines = [
+        f"{'':{width}}{'rate':>9}{'parameters':>12}{scored:>12}{'against the first':>19}"
+        f"{'95 % interval':>21}{'p, Holm':>10}   {'verdict':21}"
+        + (f"{study.source:24}" if quoted else "")
+        + f"{'slope init':>11}{'trained':>9}{'horizon':>9}"
+    ]
+    for row in rows:
+        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        cells = [f"{row['label']:{width}}{rate + '*' * row['rate_at_edge']:>9}"]
+        cells.append(f"{row['parameters'] or 0:>12,}{say_score(row['test'], on_task):>12}")
+        if row["verdict"]:
+            mean, low, high = say_ratios(row["ratio"], row["ratio_low"], row["ratio_high"])
+            cells.append(f"{mean:>19}{f'{low} to {high}':>21}")
+            cells.append(f"{say_p(row['p_holm']):>10}   {say_verdict(row):21}")
+            cells.append(f"{row['published']:24}" if quoted else "")
+        else:
+            cells.append(f"{'':{50 + 3 + 21 + 24 * quoted}}")
+        slopes = [row.get(f"slope_{stage}", math.nan) for stage in ("init", "trained")]
+        cells.append(f"{slopes[0]:>11.3f}{slopes[1]:>9.3f}")
+        cells.append(f"{say_horizon(row.get('horizon_trained', math.nan)):>9}")
+        lines.append("".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def say_score(score: float, on_task: bool) -> str:
+    if math.isnan(score):
+        return "-"
+    return f"{score:.3g}" if on_task else f"{score:.2f}"
+
+
+def say_verdict(row: dict[str, Any]) -> str:
+    return row["verdict"] + (f" ({row['diverged']} div.)" if row["diverged"] else "")
+
+
+def say_horizon(steps: float) -> str:
+    if math.isnan(steps):
+        return "-"
+    return f"{steps:.1f}" if math.isfinite(steps) else "beyond"
+
+
+def footnote(seeds: int, tuning_seeds: int, rows: Rows) -> str:
+    """How the table is to be read."""
+    edge = "; * the best rate is at the edge of the grid" if any_edge(rows) else ""
+    text = (
+        f"Means over {seeds} seeds at the rate that was best on {tuning_seeds} "
+        f"other{'s' * (tuning_seeds > 1)}{edge}. "
+        "Differences are paired by seed, in logarithms; p is a paired t test's after Holm's "
+        "correction for all comparisons of the table, real below 0.05. Slope: natural log of "
+        "||dL_T/dh_t|| per step back; horizon: steps beyond the first until it has fallen by 1/e, "
+        "after training."
+    )
+    return textwrap.fill(text, 100)
+
+
+def any_edge(rows: Rows) -> bool:
+    return any(row["rate_at_edge"] for row in rows)
+
+
+def headline(rows: Rows, on_task: bool) -> str:
+    """What is real, largest first, and what is not shown, in a sentence."""
+    measured = "loss" if on_task else "perplexity"
+    tested = [row for row in rows[1:] if row["verdict"] != "diverged"]
+    real = [row for row in tested if row["verdict"] != "no difference shown"]
+    real.sort(key=lambda row: -abs(math.log(row["ratio"])))
+    parts = [f"{row['label']} {say_ratios(row['ratio'])[0]}" for row in real]
+    said = (
+        f"Against {rows[0]['label']}, {measured} really differs: {', '.join(parts)}"
+        if real
+        else f"No difference in {measured} from {rows[0]['label']} is shown"
+    )
+    rest = [row["label"] for row in tested if row not in real]
+    if real and rest:
+        said += f"; not shown {', '.join(rest)}"
+    lost = [row["label"] for row in rows[1:] if row["verdict"] == "diverged"]
+    return said + (f"; diverged {', '.join(lost)}" if lost else "")

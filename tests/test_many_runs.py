@@ -1,0 +1,240 @@
+"""Many runs through one program: each is the run that it would be alone; one that diverges, too."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import ROOT
+
+from lm import many_runs, model
+from lm.cells import CELLS
+from lm.config import ModelConfig, OptimConfig, RegularizeConfig
+from lm.data.batches import SentenceBatches, StreamBatches
+from lm.evaluate import cut_rows, evaluate_sentences, evaluate_stream, scan_stream
+from lm.many_runs import make_train_points, measure_lanes
+from lm.monitor import observe
+from lm.optim import Hyper, make_schedule
+from lm.train import init_state, make_block, run_blocks
+from lm.whole_run import ALWAYS_TRACED, TRACED_UNLESS_0, Fixed, is_traced
+
+V = 13
+TOKENS = np.random.default_rng(0).integers(1, V, 2003).astype(np.int32)
+SPLITS = {"valid": TOKENS[:700], "test": TOKENS[700:1200]}
+SMALL = ModelConfig(hidden_size=8, embedding_size=8)
+STEPS, EVERY = 24, 10
+
+
+def run_alone(fixed, point, batches, every=EVERY, sentences=False):
+    """The run as `train` has it, from its own parts, with the point's numbers in its options."""
+    fixed = fixed.at({name: value for name, value in point.items() if name != "seed"})
+    optim, key = fixed.optim, jax.random.key(point.get("seed", 0))
+    state = init_state(key, fixed.model, optim, V, batches.batch_size)
+    schedule = make_schedule(optim, batches.steps_per_epoch, STEPS)
+    block = make_block(fixed.model, optim, schedule, regularize=fixed.regularize)
+    hyper = Hyper(jnp.float32(optim.learning_rate), jnp.float32(optim.clip))
+    evaluate = evaluate_sentences if sentences else evaluate_stream
+    losses, curve, best, step = [], [], None, 0
+    while step < STEPS and not (optim.early_stop and bool(state.monitor.stalled)):
+        due = min(STEPS, (step // every + 1) * every)
+        run = run_blocks(state, hyper, block, batches, stop=due, steps_per_dispatch=EVERY)
+        for after, metrics in run:
+            state = after
+            losses.extend(metrics.nats / metrics.tokens)
+        step = int(state.step)
+        params = jax.tree.map(jnp.copy, state.evaluated_params)
+        found = evaluate(fixed.model, params, SPLITS["valid"])
+        if found.nats / found.tokens < float(state.monitor.best):
+            best = step, params
+        loss = found.nats / found.tokens
+        monitor, average = observe(optim, state.monitor, state.average, loss)
+        state = state.replace(monitor=monitor, average=average)
+        curve.append((step, loss))
+    test = evaluate(fixed.model, best[1], SPLITS["test"])
+    return losses, curve, best, test.nats / test.tokens
+
+
+def assert_same(outcome, alone, rtol=1e-5):
+    losses, curve, (best_step, params), test_loss = alone
+    np.testing.assert_allclose(outcome.losses, losses, rtol=rtol)
+    np.testing.assert_allclose(outcome.evaluations, curve, rtol=rtol)
+    np.testing.assert_allclose(outcome.test_loss, test_loss, rtol=rtol)
+    assert outcome.best_step == best_step
+    assert outcome.valid_loss == dict(outcome.evaluations)[best_step]
+    assert outcome.last_step == len(losses)
+    assert outcome.diverged_at is None
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), outcome.params, params
+    )
+
+
+PLAIN = Fixed(SMALL, OptimConfig(schedule="cosine"))
+PLAIN_POINTS = [
+    {
+        "seed": seed,
+        "learning_rate": rate,
+        "clip": clip,
+        "forget_bias": seed - 1.0,
+        "input_scale": scale,
+        "recurrent_gain": gain,
+    }
+    for seed, rate, clip, scale, gain in [
+        (0, 0.5, 0.25, 1.0, 1.0),
+        (3, 4.0, np.inf, 0.3, 1.2),
+        (3, 1e38, 1e38, 1.0, 1.0),
+        (3, 2.0, 0.1, 2.0, 0.5),
+    ]
+]
+FULL = Fixed(
+    dataclasses.replace(SMALL, init="uniform", layers=2),
+    OptimConfig(schedule="plateau", averaging="triggered", patience=1),
+    RegularizeConfig(),
+)
+FULL_NAMES = ("seed", "init_range", "decay", "learning_rate", *TRACED_UNLESS_0)
+FULL_POINTS = [
+    dict(
+        zip(("seed", "init_range", "decay", "learning_rate", *TRACED_UNLESS_0), given, strict=True)
+    )
+    for given in [
+        (1, 0.2, 0.5, 2.0, 0.3, 1e-3, 0.2, 0.5, 0.1, 0.2, 0.3, 0.4, 0.1, 0.25),
+        (2, 0.4, 0.1, 4.0, 0.9, 1e-5, 2.0, 1.0, 0.2, 0.1, 0.2, 0.1, 0.4, 0.5),
+    ]
+]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "points", "lanes"),
+    [(PLAIN, PLAIN_POINTS, 1), (PLAIN, PLAIN_POINTS, 3), (FULL, FULL_POINTS, 2)],
+    ids=["plain, alone", "plain", "full"],
+)
+def test_a_point_among_others_is_the_run_alone(fixed, points, lanes):
+    """Traced numbers against options; a wave that is not full, a run that fails."""
+    batches = StreamBatches(TOKENS, 4, 16)
+    train = make_train_points(
+        fixed, SPLITS, V, batches, steps=STEPS, evaluate_every=EVERY, lanes=lanes
+    )
+    ticks = []
+    outcomes = list(train(points, ticks.append))
+    assert [outcome.point for outcome in outcomes] == points
+    for outcome, point in zip(outcomes, points, strict=True):
+        if point["learning_rate"] == 1e38:
+            assert_diverged(outcome)
+        else:
+            assert_same(outcome, run_alone(fixed, point, batches))
+    assert len({outcome.valid_loss for outcome in outcomes}) == len(points)
+    whole = sum(outcome.diverged_at is None for outcome in outcomes) * STEPS
+    assert sum(tick.taken for tick in ticks) == whole + EVERY * (len(points) - whole // STEPS)
+
+
+def assert_diverged(outcome):
+    assert 0 < outcome.diverged_at < EVERY
+    assert outcome.last_step == outcome.diverged_at == len(outcome.losses)
+    assert np.isfinite(outcome.losses).all()
+    assert outcome.valid == outcome.test == np.inf
+    assert outcome.params is None
+    assert outcome.evaluations == ()
+
+
+def test_sentences_and_early_stopping():
+    """Batches that are padded; runs that stop apart from each other."""
+    fixed = Fixed(SMALL, OptimConfig(optimizer="adam", early_stop=True, patience=1))
+    batches = SentenceBatches(TOKENS, 4, 8)
+    points = [{"seed": 0, "learning_rate": rate} for rate in (0.002, 0.5)]
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32
+        train = make_train_points(
+            fixed, SPLITS, V, batches, steps=STEPS, evaluate_every=2, sentences=True
+        )
+        slow, fast = train(points)
+        assert_same(fast, run_alone(fixed, fast.point, batches, 2, sentences=True))
+    assert fast.last_step < slow.last_step == STEPS
+
+
+def test_later_calls_compile_nothing(caplog):
+    batches = StreamBatches(TOKENS, 4, 16)
+    train = make_train_points(PLAIN, {"valid": TOKENS[:300]}, V, batches, steps=12)
+    (first,) = train([{"seed": 0, "learning_rate": 1.0}])
+    with jax.log_compiles(True), caplog.at_level("DEBUG"):
+        (again,) = train([{"seed": 0, "learning_rate": 1.0}])
+        (other,) = train([{"seed": 5, "learning_rate": 2.0}])
+    assert not [r for r in caplog.records if "Compiling" in r.message]
+    assert again.valid_loss == first.valid_loss != other.valid_loss
+    assert np.isnan(first.test_loss)
+
+
+def test_a_learning_rate_of_0_is_the_one_that_suits():
+    batches = StreamBatches(TOKENS, 4, 16)
+    train = make_train_points(PLAIN, {"valid": TOKENS[:300]}, V, batches, steps=2)
+    (outcome,) = train([{"learning_rate": 0.0}])
+    assert outcome.point == {"seed": 0, "learning_rate": CELLS["lstm"].learning_rate}
+
+
+def test_what_no_point_may_hold():
+    train = make_train_points(PLAIN, SPLITS, V, StreamBatches(TOKENS, 4, 16), steps=2)
+    with pytest.raises(ValueError, match="hidden_size, in which runs of one program"):
+        list(train([{"hidden_size": 3}]))
+    with pytest.raises(ValueError, match="wanted the same options"):
+        list(train([{"clip": 1.0}, {"forget_bias": 1.0}]))
+    assert list(train([])) == []
+
+
+def test_traced_options_are_options():
+    sections = (ModelConfig, OptimConfig, RegularizeConfig)
+    known = {field.name for section in sections for field in dataclasses.fields(section)}
+    assert {*ALWAYS_TRACED, *TRACED_UNLESS_0} - {"seed"} <= known
+    assert is_traced("clip", 0.5)
+    assert is_traced("momentum", 0.9)
+    assert not is_traced("momentum", 0.0)
+    assert not is_traced("hidden_size", 8)
+
+
+@pytest.mark.parametrize("forget_bias", [1.0, 12.0])
+@pytest.mark.parametrize(("tokens", "batch"), [(2003, 7), (40, 16), (700, 1)])
+def test_scanned_perplexity_is_the_streamed_one(forget_bias, tokens, batch):
+    """Forget bias 12 never forgets: guesses are wrong and rows are read several times."""
+    config = ModelConfig(hidden_size=8, embedding_size=8, forget_bias=forget_bias)
+    params, text = model.init(jax.random.key(0), config, V), TOKENS[:tokens]
+    expected = evaluate_stream(config, params, text, batch=batch, length=16)
+    nats = scan_stream(config, params, cut_rows(text, batch=batch, length=16))
+    np.testing.assert_allclose(nats.sum(), expected.nats, rtol=1e-5)
+
+
+def test_lanes_are_chosen_by_the_clock(monkeypatch):
+    """The fastest; a fourfold step that gains nothing ends the search, memory too."""
+
+    def choose(seconds, each):
+        monkeypatch.setattr(many_runs, "time_step", lambda lanes, plan, points: seconds(lanes))
+        return measure_lanes(lambda lanes: lanes, None, [], each)
+
+    def full(lanes):
+        if lanes > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return 1 / lanes
+
+    assert choose(lambda lanes: 1 / lanes, each=100) == 64
+    assert choose(lambda lanes: 1 / lanes, each=20) == 16
+    assert choose(lambda lanes: 1.0, each=100) == 1
+    assert choose(lambda lanes: abs(lanes - 4) + 1, each=100) == 4
+    assert choose(full, each=100) == 4
+
+
+@pytest.mark.whole
+def test_a_wave_is_spread_over_the_devices():
+    code = f"""if True:
+        import jax, sys
+        jax.config.update("jax_num_cpu_devices", 3)
+        sys.path.insert(0, {str(ROOT / "tests")!r})
+        import test_many_runs as t
+        assert jax.device_count() == 3
+        batches = t.StreamBatches(t.TOKENS, 4, 16)
+        for lanes in (1, 2):
+            train = t.make_train_points(
+                t.PLAIN, t.SPLITS, t.V, batches, steps=t.STEPS, evaluate_every=t.EVERY, lanes=lanes
+            )
+            points = [*t.PLAIN_POINTS, t.PLAIN_POINTS[0] | {{"seed": 9}}]
+            for outcome in train(points):
+                t.assert_same(outcome, t.run_alone(t.PLAIN, outcome.point, batches))
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=240)
