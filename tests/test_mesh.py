@@ -25,7 +25,7 @@ def test_on_four_devices(which):
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
