@@ -17,7 +17,7 @@ from lm.task_lengths import LEAST_STEPS
 LOG10 = math.log(10)
 REAL, NOT_SHOWN = "#0072B2", "#8F8F8F"
 MOST_BANDS = 4  # in one panel; more cover each other
-TICK_ROOM = 0.09  # of the axis that a tick's label takes
+TICK_ROOM = 0.11  # of the axis that a tick's label takes
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1, 1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2, 3, 5)
 
 
@@ -127,7 +127,7 @@ def label_ratios(axis: Any) -> None:
     for tick in sorted(here, key=abs):
         if min(abs(tick - other) for other in ticks) > TICK_ROOM * (high - low):
             ticks.append(tick)
-    axis.set_xticks(ticks, [f"{100 * math.expm1(tick):+.0f} %" if tick else "1" for tick in ticks])
+    axis.set_xticks(ticks, [f"{100 * math.expm1(tick):+.0f} %" if tick else "0" for tick in ticks])
 
 
 def draw_slopes(axis: Any, rows: list[dict[str, Any]]) -> None:
