@@ -105,6 +105,12 @@ def check(config: Config) -> None:
     for name in config.given:
         if name in study.fixes:
             raise ValueError(f"{name} is what study {config.study} sets itself; leave it out")
+    stream = config.data.batching == "stream" and not config.data.random_length
+    if config.study in ("truncation", "length") and not stream:
+        raise ValueError(
+            f"study is {config.study}, of how long chunks of a stream are; wanted batching=stream "
+            "without random_length"
+        )
     if config.optim.schedule == "plateau":
         raise ValueError(
             "schedule is plateau, which wants evaluations while it trains, and there are none "
