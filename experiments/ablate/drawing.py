@@ -233,7 +233,11 @@ def caption(figure: Any, results: Results, reduction: str = "") -> None:
             f"{corpus}, {kept}, {config['steps']:,} steps of {rule} on {data['batch_size']} x "
             f"{data['length']} tokens, {optim['schedule']} schedule"
         )
-    clip, bias = f"clip {optim['clip']}", f"forget bias {model['forget_bias']:g}"
-    parts = [reduction, seeds, f"95 % t intervals; {size}", read, clip, bias]
+    same = {
+        "clipping": f"clip {optim['clip']}",
+        "forget_bias": f"forget bias {model['forget_bias']:g}",
+    }
+    parts = [reduction, seeds, f"95 % t intervals; {size}", read]
+    parts += [text for study, text in same.items() if study != config["study"]]
     text = textwrap.fill("; ".join(part for part in parts if part), 130)
     figure.supxlabel(text, fontsize=9, color="#555555")

@@ -133,7 +133,7 @@ def format_table(rows: Rows, study: Study, on_task: bool) -> str:
     quoted = any(row.get("published") for row in rows)
     lines = [
         f"{'':{width}}{'rate':>9}{'parameters':>12}{scored:>12}{'against the first':>19}"
-        f"{'95 % interval':>21}{'p, Holm':>10}   {'verdict':21}"
+        f"{'95 % interval':>25}{'p, Holm':>10}   {'verdict':21}"
         + (f"{study.source:24}" if quoted else "")
         + f"{'slope init':>11}{'trained':>9}{'horizon':>9}"
     ]
@@ -143,11 +143,11 @@ def format_table(rows: Rows, study: Study, on_task: bool) -> str:
         cells.append(f"{row['parameters'] or 0:>12,}{say_score(row['test'], on_task):>12}")
         if row["verdict"]:
             mean, low, high = say_ratios(row["ratio"], row["ratio_low"], row["ratio_high"])
-            cells.append(f"{mean:>19}{f'{low} to {high}':>21}")
+            cells.append(f"{mean:>19}{f'{low} to {high}':>25}")
             cells.append(f"{say_p(row['p_holm']):>10}   {say_verdict(row):21}")
             cells.append(f"{row['published']:24}" if quoted else "")
         else:
-            cells.append(f"{'':{50 + 3 + 21 + 24 * quoted}}")
+            cells.append(f"{'':{54 + 3 + 21 + 24 * quoted}}")
         slopes = [row.get(f"slope_{stage}", math.nan) for stage in ("init", "trained")]
         cells.append(f"{slopes[0]:>11.3f}{slopes[1]:>9.3f}")
         cells.append(f"{say_horizon(row.get('horizon_trained', math.nan)):>9}")
