@@ -210,7 +210,7 @@ def plot_rates(results: Results) -> Any:
     figures.label_log10(axis)
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"validation {results.measured}")
-    axis.set_title("Each variant at each rate of the grid; where a line ends, runs diverged")
+    axis.set_title("Each variant at each rate of the grid; a point is missing where one diverged")
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption(figure, results, f"means over {results.config['tuning_seeds']} tuning seeds")
     return figure
