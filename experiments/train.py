@@ -10,6 +10,8 @@ checkpoint that was best on validation.
     ./launch.sh train --list_recipes                      published models by name
     ./launch.sh train --run=runs/my_book --resume         go on where it stopped
     ./launch.sh train --log_gradient_flow                 and how far back its gradient reaches
+    ./launch.sh train --mesh=data=4                       on four devices
+    srun -n 8 ./launch.sh train --mesh=data=all           on those of eight processes
 
 A run can be killed at any moment; --resume continues it to the same parameters, bit for bit.
 """
@@ -27,6 +29,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,9 @@ from typing import Any
 import numpy as np
 
 from experiments import run_folder
+from experiments.fit.company import ALONE, Company, join
 from experiments.fit.continuation import PLACES, check_corpus, check_start, refuse_changes
+from experiments.fit.devices import DevicesConfig
 from experiments.fit.drawing import plot, plot_seeds
 from experiments.fit.idle import refuse_idle, refuse_lost_start
 from experiments.fit.loop import fit, make_evaluate
@@ -48,7 +53,9 @@ from lm.checkpoint import Checkpoints
 from lm.data.batches import make_batches
 from lm.data.corpus import SPLITS, Corpus, load_corpus
 from lm.data.vocabulary import UNKNOWN_ID
-from lm.train import NotFiniteError
+from lm.evaluate import Evaluation
+from lm.mesh import own_rows
+from lm.train import NotFiniteError, TrainState
 
 
 def run(config: Config, began: float | None = None) -> Path | None:
@@ -69,8 +76,14 @@ def run(config: Config, began: float | None = None) -> Path | None:
         refuse_idle(config)
         if config.recipe:
             refuse_lost_start(config, load_recipe(config.recipe))
-    with StopOnSignal() as stop:
-        return run_seeds(config, stop) if config.seeds > 1 else run_one(config, stop, began)
+    with join(config.devices) as company, StopOnSignal() as stop:
+        if config.seeds == 1:
+            return run_one(config, stop, company, began)
+        if company.count > 1:
+            raise ValueError(
+                f"seeds is {config.seeds} with {company.count} processes; wanted a command for each"
+            )
+        return run_seeds(config, stop, company)
 
 
 def stored_config(config: Config) -> Config:
@@ -85,74 +98,99 @@ def stored_config(config: Config) -> Config:
     refuse_changes(config, stored, f"train on in a new run with --start={config.run}")
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
-    return dataclasses.replace(stored, run=config.run, data=data, resume=True)
+    mesh = config.devices.mesh if "mesh" in config.given else stored.devices.mesh
+    devices = dataclasses.replace(config.devices, mesh=mesh)
+    return dataclasses.replace(stored, run=config.run, data=data, devices=devices, resume=True)
 
 
-def run_one(config: Config, stop: StopOnSignal, began: float | None = None) -> Path:
-    """One run in a folder of its own; `began` as for `run`."""
+def run_one(
+    config: Config, stop: StopOnSignal, company: Company = ALONE, began: float | None = None
+) -> Path:
+    """One run in a folder of its own; `began` as for `run`. Of several processes all call it."""
     began = time.monotonic() if began is None else began
     folder = run_folder.require(config.run) if config.resume else None
     trained = load_run(config.start) if config.start and not has_checkpoint(folder) else None
     vocabulary = trained.vocabulary if trained else None
     if folder:
         vocabulary = run_folder.read_vocabulary(folder)
-    with corpus_bar() as bar:
+    with corpus_bar() if company.first else nullcontext() as bar:
         corpus = load_corpus(config.data, vocabulary, bar)
     # Before there is a folder: a text that is too short, and another model to start from.
-    batches = make_batches(corpus.splits["train"], config.data, config.seed)
+    rows = own_rows(company.mesh, config.data.batch_size)
+    batches = make_batches(corpus.splits["train"], config.data, config.seed, rows)
     if trained:
         check_start(config.start, trained.config.model, config.model)
     if folder:
         check_corpus(folder, corpus)
     else:
-        folder = run_folder.create(config.run, "train")
-        run_folder.write_vocabulary(folder, corpus.vocabulary)
-        stored = dataclasses.replace(config, run=str(folder))
-        run_folder.write_start(folder, stored, {"name": corpus.name, "sha256": corpus.sha256})
-    describe(corpus)
-    evaluate = make_evaluate(config, corpus)
+        folder = Path(company.share(str(begin_folder(config, corpus)) if company.first else ""))
+    company.say(describe(corpus))
+    evaluate = make_evaluate(config, corpus, company.mesh)
     start = trained.params if trained else None
     with Checkpoints(folder / "checkpoints") as checkpoints, Startup(began) as startup:
         last, finished = fit(
-            config, corpus, batches, folder, checkpoints, evaluate, stop, startup, start
+            config, corpus, batches, folder, checkpoints, evaluate, stop, startup, company, start
         )
         if not finished:
             again = f"./launch.sh train --run={folder} --resume"
-            print(f"stopped at step {int(last.step)}; go on with: {again}")
+            company.say(f"stopped at step {int(last.step)}; go on with: {again}")
             return folder
         state = restore_best(checkpoints, last)
-    rows = {split: evaluate(state.evaluated_params, split) for split in ("valid", "test")}
+    found = {split: evaluate(state.evaluated_params, split) for split in ("valid", "test")}
+    if company.first:
+        conclude(folder, state, int(last.step), found, corpus.vocabulary.level)
+    return folder
+
+
+def begin_folder(config: Config, corpus: Corpus) -> Path:
+    """The folder of a new run, with all that is known before its first step."""
+    folder = run_folder.create(config.run, "train")
+    run_folder.write_vocabulary(folder, corpus.vocabulary)
+    devices = DevicesConfig(mesh=config.devices.mesh)  # who has a part of them is for this time
+    stored = dataclasses.replace(config, run=str(folder), devices=devices)
+    run_folder.write_start(folder, stored, {"name": corpus.name, "sha256": corpus.sha256})
+    return folder
+
+
+def conclude(
+    folder: Path, state: TrainState, last: int, found: dict[str, Evaluation], level: str
+) -> None:
+    """The figure and the results of a finished run, written and printed.
+
+    Args:
+      state: of the step that was best on validation.
+      last: the last step.
+      found: what it makes of the validation and test texts.
+      level: the unit of text.
+    """
     paths = plot(folder)
     run_folder.write_json(  # last: it is what says that the run is whole
         folder / "results.json",
         {
             "step": int(state.step),
-            "last_step": int(last.step),
+            "last_step": last,
             "parameters": model.count_parameters(state.params),
             **{
                 split: row._asdict() | {"perplexity": row.perplexity, "bits": row.bits}
-                for split, row in rows.items()
+                for split, row in found.items()
             },
         },
     )
-    chars = corpus.vocabulary.level in ("char", "byte")
-    for split, row in rows.items():
-        bits = f"   {row.bits:.3f} bits per {corpus.vocabulary.level}" if chars else ""
+    for split, row in found.items():
+        bits = f"   {row.bits:.3f} bits per {level}" if level in ("char", "byte") else ""
         print(f"{split:6} perplexity {row.perplexity:8.2f}{bits}   ({row.tokens:,} tokens)")
-    if int(state.step) != int(last.step):
-        print(f"of step {int(state.step)}, the best on validation; the last is {int(last.step)}")
+    if int(state.step) != last:
+        print(f"of step {int(state.step)}, the best on validation; the last is {last}")
     print(f"run: {folder}    figure: {paths[0]}")
-    return folder
 
 
-def describe(corpus: Corpus) -> None:
+def describe(corpus: Corpus) -> str:
     """What is read, in a line."""
     sizes = " / ".join(f"{len(corpus.splits[split]):,}" for split in SPLITS)
     unknown = float(np.mean(corpus.splits["valid"] == UNKNOWN_ID))
-    print(
+    return (
         f"{corpus.name}: {sizes} tokens to train / valid / test, {len(corpus.vocabulary):,} "
-        f"{corpus.vocabulary.level} units, {unknown:.1%} <unk> in valid",
-        flush=True,
+        f"{corpus.vocabulary.level} units, {unknown:.1%} <unk> in valid"
     )
 
 
@@ -163,7 +201,7 @@ def has_checkpoint(folder: Path | None) -> bool:
     )
 
 
-def run_seeds(config: Config, stop: StopOnSignal) -> Path:
+def run_seeds(config: Config, stop: StopOnSignal, company: Company) -> Path:
     """The same run with several seeds, each in a folder below one; mean and sd of the results.
 
     A seed that diverges is said and counted, and the others go on.
@@ -181,7 +219,8 @@ def run_seeds(config: Config, stop: StopOnSignal) -> Path:
             one = dataclasses.replace(config, seed=seed, seeds=1, run=str(child))
             print(f"seed {seed}, {seed - config.seed + 1} of {config.seeds}: {child}")
             try:
-                run_one(dataclasses.replace(one, resume=(child / "config.json").exists()), stop)
+                resume = (child / "config.json").exists()
+                run_one(dataclasses.replace(one, resume=resume), stop, company)
             except NotFiniteError as error:
                 print(f"seed {seed} diverged at {error}", file=sys.stderr)
                 diverged.append(seed)

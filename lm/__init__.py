@@ -2,7 +2,7 @@
 
 The library parses no flags, draws no plots and prints nothing. Imports run one way:
 
-    task_lengths <- tasks;  tables, log_space, linalg <- cells <- config <- data
+    task_lengths <- tasks;  tables, log_space, linalg, mesh <- cells <- config <- data
     cells <- recurrence <- model <- loss, optim, monitor <- {train, evaluate, generate, gradients}
                 regularize <- model <- interop
                               evaluate <- neural_cache <- dynamic_evaluation; surprisal

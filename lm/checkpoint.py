@@ -2,6 +2,8 @@
 
 A checkpoint is a whole TrainState: parameters, their average, optimizer, carried state, PRNG
 key, step, validation losses. The last few are kept, and the best by validation.
+Saved on some number of devices, it is restored on any other: the template says what lies where.
+Several processes save and restore it together, each its own part of what is spread over them.
 Orbax writes each into a temporary folder and renames it when complete, so a kill leaves
 either the new checkpoint or the one before. Nothing is unpickled.
 """
@@ -39,6 +41,8 @@ class Checkpoints:
             again and finds the best in its place.
         """
         step, plain = int(state.step), _plain(state)
+        if jax.process_count() > 1:  # whose barriers have one name in both managers
+            self.wait()
         if best and self.best() != step:
             self._best.save(step, args=ocp.args.StandardSave(plain), force=True)
             self._best.wait_until_finished()
@@ -130,4 +134,7 @@ def _plain(state: TrainState) -> Any:
     Orbax refuses arrays without entries, such as W_h of a cell that has none: a 0 stands for one.
     """
     plain = state.replace(key=jax.random.key_data(state.key))  # type: ignore[attr-defined]
-    return jax.tree.map(lambda leaf: leaf if leaf.size else jnp.zeros((), leaf.dtype), plain)
+    places = state.step.sharding
+    return jax.tree.map(
+        lambda leaf: leaf if leaf.size else jnp.zeros((), leaf.dtype, device=places), plain
+    )

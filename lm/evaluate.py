@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 
 from lm import model
 from lm.config import ModelConfig
 from lm.data.batches import BUCKETS, cut_sentences, pad
 from lm.data.vocabulary import END_ID, Vocabulary
+from lm.mesh import BY_COLUMN, BY_ROW, EVERYWHERE
 from lm.softmax import exact_token_nats
 
 GUESS_TOKENS = 256  # tokens from the end of a row that the first guess of its end is made of
@@ -97,10 +99,14 @@ def count_characters(vocabulary: Vocabulary, tokens: np.ndarray) -> int:
     return int(lengths[tokens].sum() + empty_lines.sum())
 
 
-def make_forward(config: ModelConfig) -> Forward:
+def make_forward(config: ModelConfig, mesh: Mesh | None = None) -> Forward:
     """Compile (params, carry, inputs, targets, mask) -> (carry, nats of each token [T, B]).
 
     Masked tokens have 0 nats. Compiled once for each shape; keep it for many evaluations.
+
+    Args:
+      mesh: of the devices that the rows are spread over, any number of them; what goes in and
+        comes out is whole on each.
     """
 
     def forward(
@@ -110,7 +116,32 @@ def make_forward(config: ModelConfig) -> Forward:
         nats = exact_token_nats(params, h.reshape(-1, h.shape[-1]), targets.reshape(-1))
         return carry, jnp.where(mask, nats.reshape(targets.shape), 0)
 
-    return jax.jit(forward)
+    if mesh is None:
+        return jax.jit(forward)
+    whole = NamedSharding(mesh, EVERYWHERE)
+    return jax.jit(spread_rows(forward, mesh), out_shardings=whole)
+
+
+def spread_rows(forward: Forward, mesh: Mesh) -> Forward:
+    """`forward` with each device taking its share of the rows, those filled up that are lacking."""
+    spread = jax.shard_map(
+        forward,
+        mesh=mesh,
+        in_specs=(EVERYWHERE, BY_ROW, BY_COLUMN, BY_COLUMN, BY_COLUMN),
+        out_specs=(BY_ROW, BY_COLUMN),
+        check_vma=False,  # nothing is summed over devices
+    )
+
+    def filled(
+        params: model.Params, carry: model.Carry, *columns: Any
+    ) -> tuple[model.Carry, jax.Array]:
+        rows = columns[0].shape[1]
+        spare = -rows % mesh.size
+        carry = jax.tree.map(lambda s: jnp.pad(s, [(0, spare), (0, 0)]), carry)
+        carry, nats = spread(params, carry, *(jnp.pad(a, [(0, 0), (0, spare)]) for a in columns))
+        return jax.tree.map(lambda s: s[:rows], carry), nats[:, :rows]
+
+    return filled
 
 
 def evaluate_stream(

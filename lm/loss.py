@@ -18,11 +18,18 @@ from jax import lax
 
 from lm.products import TRANSPOSED_LEFT, column_sums, dot, dot_over_words
 
-LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes, on a CPU
+DEVICE_LOGITS_BYTES = 512 * 2**20  # elsewhere: products must be large to keep a GPU busy
 
 
-def chunk_rows(rows: int, vocabulary: int, itemsize: int = 4, limit: int = LOGITS_BYTES) -> int:
-    """How many rows of logits are made at a time: an even share of N, at most `limit` bytes."""
+def chunk_rows(rows: int, vocabulary: int, itemsize: int = 4, limit: int | None = None) -> int:
+    """How many rows of logits are made at a time: an even share of N, at most `limit` bytes.
+
+    Args:
+      limit: None: the backend's own.
+    """
+    if limit is None:
+        limit = LOGITS_BYTES if jax.default_backend() == "cpu" else DEVICE_LOGITS_BYTES
     most = max(1, limit // (vocabulary * itemsize))
     chunks = -(-rows // most)
     return -(-rows // chunks)

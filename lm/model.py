@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.adaptive_softmax import AdaptiveWeights, choose_cutoffs, init_tails, log_probabilities
+from lm.alignment import align_layer, widen
 from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams, init_params, start_vectors
 from lm.config import ModelConfig
@@ -187,13 +188,13 @@ def apply(
         masks.weights or nothing,
         strict=True,
     ):
+        layer = align_layer(cell, layer._replace(w_h=drop(layer.w_h, weight_mask)))
         if h is None:
-            z = first_input_products(params, tokens, masks, dtype)
+            z = first_input_products(params.embedding, layer, tokens, masks, dtype)
         else:
             z = project(h, layer.w_x, layer.b, dtype)
-        dropped = layer._replace(w_h=drop(layer.w_h, weight_mask))
         state, h = unroll_inputs(
-            cell, dropped, state, z, mask, gauge=gauge, state_mask=state_mask, dtype=dtype
+            cell, layer, state, z, mask, gauge=gauge, state_mask=state_mask, dtype=dtype
         )
         h = drop(h, hidden_mask)
         last.append(state)
@@ -202,13 +203,14 @@ def apply(
 
 
 def first_input_products(
-    params: Params, tokens: jax.Array, masks: Masks, dtype: Any = None
+    embedding: jax.Array, layer: CellParams, tokens: jax.Array, masks: Masks, dtype: Any = None
 ) -> jax.Array:
     """z of the first layer, by way of each token or of each word. Tokens [T, B] -> [T, B, K]."""
-    layer, embedding, words = params.layers[0], params.embedding, masks.words
+    words = masks.words
     # With a mask of its own, a token's embedding is no longer its word's.
     if masks.input is None and is_table_cheaper(embedding.shape[0], tokens.size):
         embedding = drop(embedding, None if words is None else words[:, None])
+        embedding = widen(embedding, len(layer.w_x))
         return project_tokens(embedding, layer.w_x, layer.b, tokens, dtype)
     e = take_rows(embedding, tokens)  # [T, B, D]
     e = drop(e, None if words is None else jnp.take(words, tokens)[..., None])

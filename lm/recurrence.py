@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.alignment import align_layer, narrow, widen
 from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
 from lm.cells.feedback import gather, read_state, recurrent_product, send_back, spread
 from lm.linear_recurrence import run_diagonal
@@ -80,6 +81,7 @@ def unroll(
       ValueError: where shapes disagree.
     """
     check_shapes(cell, params, state, x, mask)
+    params = align_layer(cell, params)
     z = project(x, params.w_x, params.b, dtype)
     return unroll_inputs(cell, params, state, z, mask, probe, gauge, state_mask, dtype)
 
@@ -97,9 +99,16 @@ def unroll_inputs(
 ) -> tuple[Any, jax.Array]:
     """`unroll`, given the input products z [T, B, K], biases included.
 
+    The layer may have been filled up by `align_layer`, z with it: states, probes and masks are
+    those of its own H units, and so is what is returned.
+
     Raises:
       ValueError: a dropout mask of the state where the cell has no product for it.
     """
+    hidden, width = state.h.shape[-1], len(params.w_h)
+    state, probe, state_mask = jax.tree.map(
+        lambda leaf: widen(leaf, width), (state, probe, state_mask)
+    )
     if gauge is not None:
         z = read_cotangent(z, gauge)
     if cell.diagonal is not None:
@@ -111,14 +120,17 @@ def unroll_inputs(
         last, h = run_diagonal(cell, state, z, mask, probe)
     else:
         last, h = recur(cell, dtype, params.w_h, params.vectors, state, z, mask, probe, state_mask)
+    last, h = narrow((last, h), hidden)
     return last, h if mask is None else jnp.where(mask[..., None], h, jnp.zeros_like(h))
 
 
 def project(x: jax.Array, w_x: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     """z = x W_x + b for all steps as one product. [T, B, D] -> [T, B, K].
 
+    Dead inputs of W_x, past those of x, are met by zeros.
     Reshaped to two dimensions: the same product over (T, B) is half as fast on a CPU.
     """
+    x = widen(x, len(w_x))
     time, batch, size = x.shape
     return affine(x.reshape(time * batch, size), w_x, b, dtype).reshape(time, batch, -1)
 
@@ -177,6 +189,15 @@ def drop_h(state: Any, mask: jax.Array | None) -> Any:
     return state if mask is None else state._replace(h=drop(state.h, mask))
 
 
+def steps_a_round() -> int:
+    """Steps of the sequence in a round of a compiled loop.
+
+    On a GPU what a round costs beside its kernels is shared by five: a training step at B = 20,
+    T = 35, H = 650 takes 2.5 ms on an H100 in TF32, not 3.0. On a CPU one is fastest.
+    """
+    return 5 if jax.default_backend() == "gpu" else 1
+
+
 def field_over_z(cell: Cell, batch: int, dtype: Any) -> str | None:
     """The field of the tape that is written over z, if any.
 
@@ -212,7 +233,9 @@ def scan_beside(
         carry, row, output = step(carry, *at_t)
         return carry, (row, output)
 
-    carry, (rows, outputs) = lax.scan(body, carry, (rows, inputs), reverse=reverse)
+    carry, (rows, outputs) = lax.scan(
+        body, carry, (rows, inputs), reverse=reverse, unroll=steps_a_round()
+    )
     return carry, rows, outputs
 
 
@@ -295,7 +318,7 @@ def recur(
         s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
         return s_t, s_t.h
 
-    return lax.scan(step, state, (z, mask))
+    return lax.scan(step, state, (z, mask), unroll=steps_a_round())
 
 
 def _recur_forward(

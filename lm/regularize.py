@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from lm.cells import CELLS
 from lm.config import ModelConfig, RegularizeConfig, is_off
+from lm.mesh import total
 
 
 class Masks(NamedTuple):
@@ -87,26 +88,29 @@ def draw_masks(
     )
 
 
-def activation_penalty(h: jax.Array, mask: jax.Array | None) -> jax.Array:
+def activation_penalty(h: jax.Array, mask: jax.Array | None, axis: str | None = None) -> jax.Array:
     """AR: the mean square of the last layer's output, as it enters the softmax.
 
     Args:
       h: after dropout, [T, B, H].
       mask: bool [T, B], False on padding; None: no padding.
+      axis: of the mesh that the batch's rows are spread over; then this is what these rows add
+        to the mean over all of them.
     """
-    return _masked_mean(h**2, mask)
+    return _masked_mean(h**2, mask, axis)
 
 
-def slowness_penalty(h: jax.Array, mask: jax.Array | None) -> jax.Array:
+def slowness_penalty(h: jax.Array, mask: jax.Array | None, axis: str | None = None) -> jax.Array:
     """TAR: the mean square of h_{t+1} - h_t within the chunk, before dropout. [T, B, H]."""
     both = None if mask is None else mask[1:] & mask[:-1]
-    return _masked_mean((h[1:] - h[:-1]) ** 2, both)
+    return _masked_mean((h[1:] - h[:-1]) ** 2, both, axis)
 
 
-def _masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _masked_mean(values: jax.Array, mask: jax.Array | None, axis: str | None) -> jax.Array:
     """Mean over entries [T, B, H] whose [T, B] the mask allows; 0 where there is none."""
     if mask is None:
-        return jnp.mean(values) if values.size else jnp.zeros((), values.dtype)
+        mean = jnp.mean(values) if values.size else jnp.zeros((), values.dtype)
+        return mean / total(1, axis)
     counted = mask.astype(values.dtype)[..., None]
-    entries = jnp.maximum(counted.sum() * values.shape[-1], 1)
+    entries = jnp.maximum(total(counted.sum(), axis) * values.shape[-1], 1)
     return jnp.sum(values * counted) / entries

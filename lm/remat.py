@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.config import NOT_REGULARIZED, ModelConfig, RegularizeConfig, is_off
+from lm.mesh import total
 from lm.regularize import NO_MASKS, Masks
 
 BatchNats = Callable[..., tuple[jax.Array, tuple[Any, jax.Array, jax.Array]]]
@@ -43,6 +44,7 @@ def rematerialize(batch_nats: BatchNats) -> BatchNats:
         masks: Masks = NO_MASKS,
         regularize: RegularizeConfig = NOT_REGULARIZED,
         key: jax.Array | None = None,
+        axis: str | None = None,
     ) -> tuple[jax.Array, tuple[Any, jax.Array, jax.Array]]:
         if not is_off(regularize.slowness_penalty):
             raise ValueError(
@@ -51,7 +53,8 @@ def rematerialize(batch_nats: BatchNats) -> BatchNats:
             )
         time, rows = batch.inputs.shape
         steps = chunk_steps(time)
-        every = time * rows if batch.mask is None else jnp.maximum(batch.mask.sum(), 1)
+        every = total(time * rows if batch.mask is None else batch.mask.sum(), axis)
+        every = jnp.maximum(every, 1)
         varying, fixed = split_masks(masks, time)
 
         def run_chunk(params: Any, carry: Any, part: Any) -> tuple[Any, Any]:
@@ -79,7 +82,7 @@ def rematerialize(batch_nats: BatchNats) -> BatchNats:
             rest = jax.tree.map(lambda leaf: leaf[whole * steps :], timed)
             carry, more = jax.checkpoint(run_chunk)(params, carry, (rest, jnp.int32(whole)))
             loss, nats, tokens = loss + more[0], nats + more[1], tokens + more[2]
-        return loss, (carry, nats, tokens)
+        return loss, (carry, nats, total(tokens, axis))
 
     return chunked_nats
 

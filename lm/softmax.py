@@ -16,6 +16,7 @@ import jax
 from lm import model
 from lm.adaptive_loss import adaptive_token_nats, adaptive_weighted_nats
 from lm.adaptive_softmax import AdaptiveWeights
+from lm.alignment import aligned_width, widen
 from lm.config import ModelConfig
 from lm.loss import token_nats, weighted_nats
 from lm.sampled_softmax import draw_words, sampled_weighted_nats
@@ -38,6 +39,14 @@ def softmax_of(params: model.Params) -> tuple[Softmax, Any, jax.Array]:
     return ADAPTIVE if isinstance(w, AdaptiveWeights) else FULL, w, params.softmax_b
 
 
+def align_inputs(h: jax.Array, w: Any) -> tuple[jax.Array, Any]:
+    """h [N, H] and W with H filled up to an aligned width; an adaptive softmax's as they are."""
+    if isinstance(w, AdaptiveWeights):
+        return h, w
+    width = aligned_width(len(w))
+    return widen(h, width), widen(w, width, axis=0)
+
+
 def exact_token_nats(params: model.Params, h: jax.Array, targets: jax.Array) -> jax.Array:
     """-log p of each target, in nats. For evaluation: not differentiated.
 
@@ -49,7 +58,7 @@ def exact_token_nats(params: model.Params, h: jax.Array, targets: jax.Array) -> 
       float [N].
     """
     softmax, w, b = softmax_of(params)
-    return softmax.token_nats(h, w, b, targets)
+    return softmax.token_nats(*align_inputs(h, w), b, targets)
 
 
 def exact_nats(
@@ -61,7 +70,7 @@ def exact_nats(
       weights: float [N]: 0 on padding; 1 / tokens gives the mean per token.
     """
     softmax, w, b = softmax_of(params)
-    return softmax.weighted_nats(h, w, b, targets, weights)
+    return softmax.weighted_nats(*align_inputs(h, w), b, targets, weights)
 
 
 def training_nats(
@@ -80,6 +89,7 @@ def training_nats(
       key: a typed PRNG key, for this batch alone; None: exact.
     """
     softmax, w, b = softmax_of(params)
+    h, w = align_inputs(h, w)
     if config.softmax != "sampled" or key is None:
         return softmax.weighted_nats(h, w, b, targets, weights, config.product_dtype)
     sample = draw_words(key, b.shape[0], config.sampled_words)

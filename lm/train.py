@@ -3,11 +3,13 @@
     J = mean over tokens of -log p(w_{t+1} | w_1 .. w_t)      p <- p - rate * clip(dJ/dp)
 
 Gradients stop where a chunk of truncated BPTT starts: the state that enters it is a constant.
+On several devices each has a share of the batch's rows, and the gradient is summed over them once
+a step (`lm.mesh`).
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -15,10 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.nn import logsumexp
+from jax.sharding import Mesh
 
 from lm import model
 from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig, is_off
 from lm.data.batches import Batch, Batches
+from lm.mesh import (
+    AXIS,
+    BY_COLUMN,
+    BY_ROW,
+    EVERYWHERE,
+    IN_BLOCK,
+    place,
+    place_rows,
+    shardings,
+    total,
+)
 from lm.monitor import Average, Monitor, averaged, init_average, init_monitor, take_in
 from lm.optim import Hyper, global_norm, make_optimizer
 from lm.recurrence import drop
@@ -56,6 +71,20 @@ class StepMetrics:
     log_delta: jax.Array | None = None  # log ||dL/dz_t|| of each layer, t = 1 .. T, nats [L, T]
 
 
+# How a state, a batch and its masks lie over the devices of a mesh.
+STATE = TrainState(
+    step=EVERYWHERE,
+    params=EVERYWHERE,
+    opt_state=EVERYWHERE,
+    carry=BY_ROW,
+    key=EVERYWHERE,
+    monitor=EVERYWHERE,
+    average=EVERYWHERE,
+)
+BATCH = Batch(BY_COLUMN, BY_COLUMN, BY_COLUMN, EVERYWHERE, EVERYWHERE)
+BLOCK = Batch(IN_BLOCK, IN_BLOCK, IN_BLOCK, EVERYWHERE, EVERYWHERE)
+MASKS = Masks(EVERYWHERE, BY_COLUMN, BY_COLUMN, BY_COLUMN, BY_ROW, EVERYWHERE)
+
 # (state, hyper, batches, count) -> (state, metrics of each step, whether all parameters are finite)
 Block = Callable[..., tuple[TrainState, StepMetrics, jax.Array]]
 
@@ -84,6 +113,12 @@ def init_state(
     )
 
 
+def place_state(state: TrainState, mesh: Mesh | None) -> TrainState:
+    """A state laid out over a mesh: the carried state by rows, all else on every device."""
+    placed: TrainState = state if mesh is None else place(mesh, state, STATE)
+    return placed
+
+
 def batch_nats(
     config: ModelConfig,
     params: model.Params,
@@ -93,11 +128,14 @@ def batch_nats(
     masks: Masks = NO_MASKS,
     regularize: RegularizeConfig = NOT_REGULARIZED,
     key: jax.Array | None = None,
+    axis: str | None = None,
 ) -> tuple[jax.Array, tuple[model.Carry, jax.Array, jax.Array]]:
     """Mean nats per token of a batch, the loss J, plus the penalties that are configured.
 
     Args:
       key: for the words of a sampled softmax, for this batch alone; None: exact.
+      axis: of the mesh that the batch's rows are spread over; then J and the sum of nats are
+        what these rows add to those of the batch, and tokens are the batch's.
 
     Returns:
       (J, (carry after the batch, sum of nats without penalties, tokens)).
@@ -106,7 +144,7 @@ def batch_nats(
     dropped = drop(h, masks.output)
     weights = jnp.ones(batch.targets.shape) if batch.mask is None else batch.mask
     weights = weights.reshape(-1).astype(h.dtype)
-    tokens = weights.sum()
+    tokens = total(weights.sum(), axis)
     mean = training_nats(
         config,
         params,
@@ -117,10 +155,62 @@ def batch_nats(
     )
     loss = mean
     if not is_off(regularize.activation_penalty):
-        loss += regularize.activation_penalty * activation_penalty(dropped, batch.mask)
+        loss += regularize.activation_penalty * activation_penalty(dropped, batch.mask, axis)
     if not is_off(regularize.slowness_penalty):
-        loss += regularize.slowness_penalty * slowness_penalty(h, batch.mask)
+        loss += regularize.slowness_penalty * slowness_penalty(h, batch.mask, axis)
     return loss, (carry, mean * tokens, tokens)
+
+
+class Pulled(NamedTuple):
+    """What the backward pass of a batch finds."""
+
+    grads: model.Params
+    nats: jax.Array  # sum over the batch's tokens
+    tokens: jax.Array
+    log_delta: jax.Array | None  # nats [L, T]
+
+
+# (params, carry, batch, gauges, masks, key) -> (carry after the batch, Pulled)
+Gradient = Callable[..., tuple[model.Carry, Pulled]]
+
+
+def make_gradient(
+    config: ModelConfig, regularize: RegularizeConfig, remat: bool, axis: str | None = None
+) -> Gradient:
+    """The gradient of `batch_nats`; of rows that are spread over an axis, summed over it."""
+    nats_of = rematerialize(batch_nats) if remat else batch_nats
+    loss = jax.value_and_grad(nats_of, argnums=(1, 4), has_aux=True)
+
+    def gradient(
+        params: model.Params,
+        carry: model.Carry,
+        batch: Any,
+        gauges: tuple[jax.Array, ...] | None,
+        masks: Masks,
+        key: jax.Array,
+    ) -> tuple[model.Carry, Pulled]:
+        (_, (carry, nats, tokens)), (grads, read) = loss(
+            config, params, carry, batch, gauges, masks, regularize, key, axis
+        )
+        log_delta = None if gauges is None else jnp.stack(read)
+        if axis is not None:
+            grads, nats = lax.psum((grads, nats), axis)
+            if log_delta is not None:  # root of the sum of squares
+                log_delta = logsumexp(2 * lax.all_gather(log_delta, axis), axis=0) / 2
+        return carry, Pulled(grads, nats, tokens, log_delta)
+
+    return gradient
+
+
+def spread_rows(gradient: Gradient, mesh: Mesh) -> Gradient:
+    """`gradient`, made for the mesh's axis, with each device taking its share of the rows."""
+    return jax.shard_map(
+        gradient,
+        mesh=mesh,
+        in_specs=(EVERYWHERE, BY_ROW, BATCH, EVERYWHERE, MASKS, EVERYWHERE),
+        out_specs=(BY_ROW, EVERYWHERE),
+        check_vma=False,  # sums over devices are where they are written, and nowhere else
+    )
 
 
 def train_step(
@@ -134,6 +224,7 @@ def train_step(
     regularize: RegularizeConfig = NOT_REGULARIZED,
     log_gradient_flow: bool = False,
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of the optimizer. `batch` is a Batch without a leading axis.
 
@@ -142,6 +233,7 @@ def train_step(
         the words of a sampled softmax.
       log_gradient_flow: read log ||dL/dz_t|| off the backward pass, for StepMetrics.log_delta.
       remat: hold the activations of about sqrt(T) steps at a time, `lm.remat`.
+      mesh: of the devices that the rows are spread over; None: there is one.
     """
     carry = jax.tree.map(lambda s: jnp.where(batch.reset, jnp.zeros_like(s), s), state.carry)
     time, rows = batch.inputs.shape
@@ -154,24 +246,17 @@ def train_step(
         time,
         rows,
     )
-    nats_of = rematerialize(batch_nats) if remat else batch_nats
-    loss = jax.value_and_grad(nats_of, argnums=(1, 4), has_aux=True)
+    gradient = make_gradient(config, regularize, remat, None if mesh is None else AXIS)
+    if mesh is not None:
+        gradient = spread_rows(gradient, mesh)
     gauges = (jnp.zeros(time),) * config.layers if log_gradient_flow else None
-    (_, (carry, nats, tokens)), (grads, read) = loss(
-        config,
-        state.params,
-        carry,
-        batch,
-        gauges,
-        masks,
-        regularize,
-        jax.random.fold_in(key, len(Masks._fields)),  # past those that `key` is split into
-    )
+    past_masks = jax.random.fold_in(key, len(Masks._fields))  # `key` is split into as many
+    carry, pulled = gradient(state.params, carry, batch, gauges, masks, past_masks)
     rate = state.monitor.rate if batch.rate is None else state.monitor.rate * batch.rate
     optimizer = make_optimizer(
         optim, hyper._replace(learning_rate=hyper.learning_rate * rate), schedule
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(pulled.grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
@@ -180,8 +265,8 @@ def train_step(
         carry=carry,
         average=take_in(state.average, params),
     )
-    log_delta = jnp.stack(read) if log_gradient_flow else None
-    return state, StepMetrics(nats, tokens, global_norm(grads), log_delta)
+    norm = global_norm(pulled.grads)
+    return state, StepMetrics(pulled.nats, pulled.tokens, norm, pulled.log_delta)
 
 
 def make_steps(
@@ -192,6 +277,7 @@ def make_steps(
     regularize: RegularizeConfig = NOT_REGULARIZED,
     log_gradient_flow: bool = False,
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> Block:
     """Many steps as one pure function, a Block that is not compiled.
 
@@ -207,6 +293,7 @@ def make_steps(
             regularize=regularize,
             log_gradient_flow=log_gradient_flow,
             remat=remat,
+            mesh=mesh,
         )
     )
 
@@ -232,7 +319,12 @@ def make_steps(
 
 
 def make_block(
-    config: ModelConfig, optim: OptimConfig, schedule: optax.Schedule, **options: Any
+    config: ModelConfig,
+    optim: OptimConfig,
+    schedule: optax.Schedule,
+    *,
+    mesh: Mesh | None = None,
+    **options: Any,
 ) -> Block:
     """Compile many steps into one dispatch, a Block.
 
@@ -242,14 +334,22 @@ def make_block(
     donated: use the one that comes back.
 
     Args:
+      mesh: the state is one that `place_state` has laid out over it, and the batches are host
+        arrays of the rows that this process reads; None: one device.
       options: of `make_steps`.
     """
-    compiled = jax.jit(make_steps(config, optim, schedule, **options), donate_argnums=0)
+    laid_out = {}
+    if mesh is not None:
+        laid_out["out_shardings"] = shardings(mesh, (STATE, EVERYWHERE, EVERYWHERE))
+    run_steps = make_steps(config, optim, schedule, mesh=mesh, **options)
+    compiled = jax.jit(run_steps, donate_argnums=0, **laid_out)
 
     def block(
         state: TrainState, hyper: Hyper, batches: Any, count: int | None = None
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
         steps = len(batches.reset) if count is None else count
+        if mesh is not None:
+            batches = place_rows(mesh, batches, BLOCK)
         return compiled(state, hyper, batches, np.int32(steps))
 
     return block

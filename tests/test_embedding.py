@@ -70,8 +70,10 @@ def test_a_token_with_a_mask_of_its_own_is_not_looked_up_in_a_table(tokens):
     assert embedding.is_table_cheaper(V, 10 * tokens.size)
     many = jnp.tile(tokens, (10, 1))
     ones = jnp.ones((10 * T, B, D)).at[0, 0].set(0)
-    plain = model.first_input_products(params, many, NO_MASKS)
-    masked = model.first_input_products(params, many, NO_MASKS._replace(input=ones))
+    plain = model.first_input_products(params.embedding, params.layers[0], many, NO_MASKS)
+    masked = model.first_input_products(
+        params.embedding, params.layers[0], many, NO_MASKS._replace(input=ones)
+    )
     np.testing.assert_allclose(masked[0, 0], params.layers[0].b, rtol=1e-6)
     np.testing.assert_allclose(masked[1:], plain[1:], rtol=1e-5, atol=1e-6)
 

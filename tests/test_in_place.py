@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cell_names import EVERY_RECURRENT_CELL
+from compiled_loops import loop_lines
 from quick_compiling import AS_USERS_HAVE_IT
 
 from lm import model
@@ -22,28 +23,6 @@ from lm.remat import chunk_steps, rematerialize
 from lm.train import batch_nats
 
 T, H = 37, 16
-
-
-def loop_lines(compiled: str, depth: int) -> list[str]:
-    """The instructions of all bodies of loops `depth` deep, and of all that those call."""
-    computations: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in compiled.splitlines():
-        if found := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line):
-            lines = computations[found[1]] = []
-        else:
-            lines.append(line)
-    text = compiled
-    for _ in range(depth):
-        waiting, seen = re.findall(r"body=%?([\w.\-]+)", text), set()
-        while waiting:
-            name = waiting.pop()
-            if name not in seen:
-                seen.add(name)
-                called = "".join(computations[name])
-                waiting += re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", called)
-        text = "\n".join(line for name in seen for line in computations[name])
-    return text.splitlines()
 
 
 def copies(function, *arguments, steps=T, depth=1) -> list[str]:

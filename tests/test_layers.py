@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 # A module may import from ranks before its own, and within its own package or file.
 LAYERS = [
     {"lm.task_lengths"},
-    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks"},
+    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks", "lm.mesh"},
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},
-    {"lm.linear_recurrence", "lm.embedding"},
+    {"lm.linear_recurrence", "lm.embedding", "lm.alignment"},
     {"lm.recurrence"},
     {"lm.regularize", "lm.adaptive_softmax"},
     {"lm.model"},

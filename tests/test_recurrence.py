@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cells import B, D, H, T, random_layer, to_oracle
 
+from lm import recurrence
 from lm.cells import CELLS
 from lm.cells.feedback import recurrent_product
 from lm.recurrence import as_step, project, unroll, unroll_step
@@ -39,6 +40,18 @@ def test_engine_equals_autodiff_in_float64(name, masked, x64):
     ours = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
     plain = gradients(lambda *a: unroll_step(as_step(cell), *a), params, state, x, mask)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, plain)
+
+
+@pytest.mark.parametrize("time", [4, 5, 7])
+def test_several_steps_a_round_are_the_same_steps(time, monkeypatch, x64):
+    cell = CELLS["gru"]
+    params, state, x = random_layer(cell)
+    x = jnp.concatenate([x, x])[:time]
+    mask = jnp.arange(time)[:, None] < jnp.array([time, 3, 1])[None]
+    one = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
+    monkeypatch.setattr(recurrence, "steps_a_round", lambda: 5)
+    five = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13), one, five)
 
 
 @pytest.mark.parametrize("size", [(20, 4, 32), (35, 8, 64)])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from experiments.fit.devices import DevicesConfig
 from experiments.recipes import RECIPES, load_recipe
 from lm.config import (
     DataConfig,
@@ -53,6 +54,7 @@ class Config:
         "batching=sentences or random_length of one loss on validation text only, since positions "
         "in padded rows have nothing in common",
     )
+    devices: DevicesConfig = DevicesConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     regularize: RegularizeConfig = RegularizeConfig()

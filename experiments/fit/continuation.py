@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import run_folder
+from experiments.fit.devices import DevicesConfig
 from lm.config import ModelConfig
 from lm.data.corpus import Corpus
 
 PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a corpus may have moved
+DEVICES = tuple(field.name for field in dataclasses.fields(DevicesConfig))  # so may the machine
 
 
 def refuse_changes(given: Any, stored: Any, otherwise: str) -> None:
@@ -20,7 +22,9 @@ def refuse_changes(given: Any, stored: Any, otherwise: str) -> None:
     """
     typed, made = flat(given), flat(stored)
     for name in given.given:
-        if name in typed and name not in ("run", "resume", *PLACES) and typed[name] != made[name]:
+        if name in ("run", "resume", *PLACES, *DEVICES) or name not in typed:
+            continue
+        if typed[name] != made[name]:
             raise ValueError(
                 f"{name} is {typed[name] or 'empty'}, but the run was made with "
                 f"{made[name] or 'none'} and goes on with it; leave the flag out, or {otherwise}"

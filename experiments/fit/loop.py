@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from experiments.fit.company import ALONE, Company
 from experiments.fit.config import Config
-from experiments.fit.progress import Progress
+from experiments.fit.progress import Progress, Silence
 from experiments.fit.signals import StopOnSignal
 from experiments.fit.startup import Startup
 from experiments.run_folder import MetricsLog
@@ -21,10 +23,19 @@ from lm.data.batches import Batches, cut_windows
 from lm.data.corpus import Corpus
 from lm.evaluate import Evaluation, evaluate_sentences, evaluate_stream, make_forward, perplexity
 from lm.gradients.flow import measure_lags
+from lm.mesh import any_process
 from lm.monitor import observe
 from lm.optim import Hyper, fitting_rate, make_schedule
-from lm.train import NotFiniteError, TrainState, init_state, make_block, run_blocks
+from lm.train import (
+    NotFiniteError,
+    TrainState,
+    init_state,
+    make_block,
+    place_state,
+    run_blocks,
+)
 
+EVALUATED_ROWS = 16  # side by side on each device
 Evaluate = Callable[[model.Params, str], Evaluation]  # (parameters, split)
 
 
@@ -44,6 +55,7 @@ def fit(
     evaluate: Evaluate,
     stop: StopOnSignal,
     startup: Startup,
+    company: Company = ALONE,
     start: model.Params | None = None,
 ) -> Fitted:
     """Train to the last step, or until a signal asks to stop.
@@ -51,6 +63,8 @@ def fit(
     Args:
       evaluate: from `make_evaluate`.
       stop: open; asked between dispatches.
+      company: the devices to train on, and the processes that have them: all call this, and stop
+        at the same step whichever of them the signal reaches.
       startup: open; says after the first dispatch how long it took to come.
       start: parameters to begin with, in place of drawn ones.
 
@@ -68,7 +82,7 @@ def fit(
     )
     resumed = bool(checkpoints.steps())
     if resumed:
-        state = restore_last(checkpoints, state)
+        state = restore_last(checkpoints, place_state(state, company.mesh), company.mesh)
     rate = fitting_rate(config.optim, CELLS[config.model.cell].learning_rate)
     hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
     schedule = make_schedule(config.optim, per_epoch, last)
@@ -81,6 +95,7 @@ def fit(
             regularize=config.regularize,
             log_gradient_flow=config.log_positions,
             remat=config.remat,
+            mesh=company.mesh,
         )
     )
     measure = make_measure_lags(config, corpus) if config.log_gradient_flow else None
@@ -88,14 +103,17 @@ def fit(
     step = first = int(state.step)
     evaluate_every = config.evaluate_every or per_epoch
     per_dispatch = min(config.steps_per_dispatch, config.checkpoint_every, evaluate_every, last)
-    with Progress(folder, start=step, last=last, clip=config.optim.clip) as progress:
-        if start is not None and not resumed:
-            state = begin_with(start, state, evaluate, progress)
-            checkpoints.save(state, best=True)
+    with make_progress(company, folder, step, last, config.optim.clip) as progress:
+        if not resumed:
+            if start is not None:
+                state = begin_with(start, state, evaluate, progress)
+            state = place_state(state, company.mesh)
+            if start is not None:
+                checkpoints.save(state, best=True)
         if measure is not None and not begun:  # a run killed at its start has measured it already
             progress.note(0, log10_lag=measure(state.params).tolist())
-        done = finished(config, state, last)
-        while not done and not stop.asked:
+        done, asked = finished(config, state, last), any_process(company.mesh, stop.asked)
+        while not done and not asked:
             # Dispatches end at evaluations, and start from where the last of them ended or from
             # a checkpoint, which is saved after one: at the same steps in every process, whether
             # the run was resumed or not, so that it logs the same lines.
@@ -114,9 +132,10 @@ def fit(
                         flow |= took._asdict()
                     progress.dispatch(step, metrics, rate * factor, flow)
                     every = config.checkpoint_every
-                    if step < due and (stop.asked or step // every > before // every):
+                    asked = any_process(company.mesh, stop.asked)
+                    if step < due and (asked or step // every > before // every):
                         checkpoints.save(state)
-                    if stop.asked:
+                    if asked:
                         break
                 if step == due:
                     valid = evaluate(state.evaluated_params, "valid")
@@ -131,7 +150,7 @@ def fit(
                 raise NotFiniteError(
                     error.step, error.nats, error.grad_norm, last_good(checkpoints)
                 ) from None
-            done = finished(config, state, last)
+            done, asked = finished(config, state, last), any_process(company.mesh, stop.asked)
     checkpoints.wait()
     return Fitted(state, done)
 
@@ -169,11 +188,28 @@ def conclude(config: Config, progress: Progress, state: TrainState, loss: float)
     return state
 
 
-def restore_last(checkpoints: Checkpoints, template: TrainState) -> TrainState:
-    """The last checkpoint that can be read; says so where it is not the last there is."""
+def make_progress(company: Company, folder: Path, start: int, last: int, clip: float) -> Progress:
+    """The first process's progress; the others keep silent."""
+    return Progress(folder, start=start, last=last, clip=clip) if company.first else Silence()
+
+
+def restore_last(
+    checkpoints: Checkpoints, template: TrainState, mesh: Mesh | None = None
+) -> TrainState:
+    """The last checkpoint that can be read; says so where it is not the last there is.
+
+    Raises:
+      ValueError: one process can read what another cannot.
+    """
     newest = checkpoints.steps()[-1]
     state = checkpoints.restore(template)
-    if int(state.step) != newest:
+    damaged = int(state.step) != newest
+    if any_process(mesh, damaged) and any_process(mesh, not damaged):
+        raise ValueError(
+            f"checkpoint {newest} in {checkpoints.folder} cannot be read by every process; wanted "
+            "a folder that all of them see, or that checkpoint removed"
+        )
+    if damaged:
         print(
             f"checkpoint {newest} is damaged; going on from {int(state.step)}, the one before",
             file=sys.stderr,
@@ -222,12 +258,13 @@ def make_measure_lags(config: Config, corpus: Corpus) -> Callable[[model.Params]
     return lambda params: np.asarray(measure(params))
 
 
-def make_evaluate(config: Config, corpus: Corpus) -> Evaluate:
+def make_evaluate(config: Config, corpus: Corpus, mesh: Mesh | None = None) -> Evaluate:
     """(params, split) -> Evaluation, in the batching that the model is trained with."""
-    forward = make_forward(config.model)
+    forward = make_forward(config.model, mesh)
+    rows = EVALUATED_ROWS * (1 if mesh is None else mesh.size)
 
     def evaluate(params: model.Params, split: str) -> Evaluation:
         measure = evaluate_stream if config.data.batching == "stream" else evaluate_sentences
-        return measure(config.model, params, corpus.splits[split], forward=forward)
+        return measure(config.model, params, corpus.splits[split], batch=rows, forward=forward)
 
     return evaluate

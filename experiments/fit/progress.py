@@ -117,3 +117,27 @@ class Progress:
     ) -> None:
         self._bar.close()
         self._board.close()
+
+
+class Silence(Progress):
+    """The progress of a process that is not to say any: another one does."""
+
+    def __init__(self) -> None:
+        pass
+
+    def dispatch(
+        self, step: int, metrics: Any, rate: float, more: Mapping[str, Any] | None = None
+    ) -> None:
+        pass
+
+    def evaluation(self, step: int, loss: float, **more: Any) -> None:
+        pass
+
+    def note(self, step: int, **measured: Any) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass

@@ -24,7 +24,7 @@ from typing import Any
 from experiments.speed import contestants
 from experiments.speed.work import Work, draw_weights, one_layer, parse_size
 
-PEAK_SIZE = 2048  # rows and columns of the matrices of the measured peak
+PEAK_SIZES = {False: 2048, True: 8192}  # without and with a GPU: rows of the measured peak's
 PEAK_REPEATS = 8
 LOSSES = 3  # of the first steps, that are compared
 
@@ -76,13 +76,8 @@ class Worker:
 
     def peak(self) -> dict[str, Any]:
         """The best of several large matrix products, by this contestant's own library."""
-        if self._name == "torch":
-            return {
-                "flops_per_second": self._module.measure_peak(
-                    PEAK_SIZE, PEAK_REPEATS, self._precision
-                )
-            }
-        return {"flops_per_second": measure_peak(PEAK_SIZE, PEAK_REPEATS, self._precision)}
+        measure = self._module.measure_peak if self._name == "torch" else measure_peak
+        return {"flops_per_second": measure(PEAK_SIZES, PEAK_REPEATS, self._precision)}
 
     def drop(self) -> dict[str, Any]:
         """Forget the program."""
@@ -91,11 +86,16 @@ class Worker:
         return {}
 
 
-def measure_peak(size: int, repeats: int, precision: str) -> float:
-    """The best of several products of two [size, size] matrices by XLA, in FLOP/s."""
+def measure_peak(sizes: dict[bool, int], repeats: int, precision: str) -> float:
+    """The best of several products of two square matrices by XLA, in FLOP/s.
+
+    Args:
+      sizes: their rows, without and with a GPU.
+    """
     import jax
     import jax.numpy as jnp
 
+    size = sizes[jax.default_backend() == "gpu"]
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     a = jax.random.uniform(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(jnp.matmul)

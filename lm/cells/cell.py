@@ -89,6 +89,8 @@ class Cell:
       diagonal: of a cell without a recurrent product: z [..., K] -> (a, b), each [..., H], with
         h_t = a_t * h_{t-1} + b_t for h the whole state. None: the cell has one.
       recurrent_init: how W_h starts, gate by gate, a name of RECURRENT_INITS.
+      pointwise: every unit's gates see their own z, u, state and vectors alone, and the h of a unit
+        whose weights and biases are 0 stays at 0: dead units may be added to it (lm.alignment).
       learning_rate: of plain SGD, with the loss a mean per token and a clip of 0.25, that
         suits a word-level language model of this cell. A vanilla RNN fails at an LSTM's.
     """
@@ -107,6 +109,7 @@ class Cell:
     feedback: tuple[Feedback, ...] = ()
     diagonal: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
     recurrent_init: str = "orthogonal"
+    pointwise: bool = True
     learning_rate: float = 10.0
 
     @property

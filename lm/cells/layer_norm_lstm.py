@@ -59,6 +59,7 @@ LAYER_NORM_LSTM = make_cell(
     gate,
     activations=activations,
     forget_gate="f",
+    pointwise=False,  # the norms are over a layer's own units
     vectors=(
         Vector("s_x", gates=4, start=1.0),
         Vector("s_h", gates=4, start=1.0),

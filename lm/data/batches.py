@@ -18,6 +18,7 @@ RUN = 8  # batches of one length that follow each other, to be trained in one di
 SHORT_SHARE = 0.05  # of random lengths, those about half as long
 LENGTH_SD = 5  # standard deviation of a random length, tokens
 LEAST_LENGTH = 5  # tokens
+ALL = slice(None)  # rows of each batch; a part of them where several processes read the rest
 
 
 class Batch(NamedTuple):
@@ -34,7 +35,7 @@ class Batches(Protocol):
     """A batching of a text."""
 
     steps_per_epoch: int
-    batch_size: int
+    batch_size: int  # of the whole batch, B, however many of its rows are read here
 
     def block(self, step: int, most: int) -> Batch:
         """The batches of steps step, step + 1, ..., at most `most`, stacked [steps, ...]."""
@@ -49,7 +50,7 @@ class StreamBatches:
     training; evaluation leaves out nothing.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, length: int):
+    def __init__(self, tokens: np.ndarray, batch_size: int, length: int, rows: slice = ALL):
         per_row = len(tokens) // batch_size
         if per_row < 1:
             raise ValueError(
@@ -61,8 +62,9 @@ class StreamBatches:
         self.per_row = per_row
         self.steps_per_epoch = per_row // self.length
         used = per_row * batch_size
-        self._targets = tokens[:used].reshape(batch_size, per_row)
-        self._first = np.concatenate([[END_ID], self._targets[:-1, -1]]).astype(np.int32)
+        whole = tokens[:used].reshape(batch_size, per_row)
+        self._first = np.concatenate([[END_ID], whole[:-1, -1]]).astype(np.int32)[rows]
+        self._targets = whole[rows]
 
     def at(self, step: int) -> Batch:
         """The batch of one step."""
@@ -71,7 +73,7 @@ class StreamBatches:
         return Batch(inputs, targets, None, np.asarray(index == 0))
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of all rows from token `start` to `stop`, int32 [tokens, B]."""
+        """Inputs and targets of the rows from token `start` to `stop`, int32 [tokens, B]."""
         targets = self._targets[:, start:stop]
         before = self._first if start == 0 else self._targets[:, start - 1]
         inputs = np.concatenate([before[:, None], targets[:, :-1]], axis=1)
@@ -97,8 +99,10 @@ class RandomLengthBatches:
     has no upper bound and scales the last chunk of a pass by the length that was drawn for it.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, length: int, seed: int = 0):
-        self._rows = StreamBatches(tokens, batch_size, 1)
+    def __init__(
+        self, tokens: np.ndarray, batch_size: int, length: int, seed: int = 0, rows: slice = ALL
+    ):
+        self._rows = StreamBatches(tokens, batch_size, 1, rows)
         self.batch_size = batch_size
         self.length = length
         self.longest = length + 3 * LENGTH_SD
@@ -133,7 +137,7 @@ class RandomLengthBatches:
         start, stop = self._edges(epoch)[index : index + 2]
         inputs, targets = self._rows.read(start, stop)
         padding = ((0, self.longest - len(inputs)), (0, 0))
-        mask = np.arange(self.longest)[:, None] < np.full(self.batch_size, len(inputs))
+        mask = np.arange(self.longest)[:, None] < np.full(inputs.shape[1], len(inputs))
         return Batch(
             np.pad(inputs, padding, constant_values=END_ID),
             np.pad(targets, padding, constant_values=END_ID),
@@ -154,8 +158,11 @@ class SentenceBatches:
     is cut into pieces that each start from the zero state.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, length: int, seed: int = 0):
+    def __init__(
+        self, tokens: np.ndarray, batch_size: int, length: int, seed: int = 0, rows: slice = ALL
+    ):
         self.batch_size = batch_size
+        self._rows = rows
         self._tokens = tokens
         self._seed = seed
         self._starts, self._lengths = cut_sentences(tokens, length)
@@ -184,9 +191,9 @@ class SentenceBatches:
     def at(self, step: int) -> Batch:
         """The batch of one step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        size, rows, _ = self._plan(epoch)[index]
-        starts, lengths = self._starts[rows], self._lengths[rows]
-        return pad(self._tokens, starts, lengths, size, self.batch_size)
+        size, sentences, _ = self._plan(epoch)[index]
+        own, width = sentences[self._rows], len(range(self.batch_size)[self._rows])
+        return pad(self._tokens, self._starts[own], self._lengths[own], size, width)
 
     def block(self, step: int, most: int) -> Batch:
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -240,17 +247,20 @@ def stack(batches: list[Batch]) -> Batch:
     )
 
 
-def make_batches(tokens: np.ndarray, config: DataConfig, seed: int = 0) -> Batches:
+def make_batches(
+    tokens: np.ndarray, config: DataConfig, seed: int = 0, rows: slice = ALL
+) -> Batches:
     """The batching that `config` names, of the training text.
 
     Args:
       seed: of the order of sentences, or of random lengths.
+      rows: which rows of each batch are read.
     """
     if config.batching == "sentences":
-        return SentenceBatches(tokens, config.batch_size, config.length, seed)
+        return SentenceBatches(tokens, config.batch_size, config.length, seed, rows)
     if config.random_length:
-        return RandomLengthBatches(tokens, config.batch_size, config.length, seed)
-    return StreamBatches(tokens, config.batch_size, config.length)
+        return RandomLengthBatches(tokens, config.batch_size, config.length, seed, rows)
+    return StreamBatches(tokens, config.batch_size, config.length, rows)
 
 
 def cut_windows(tokens: np.ndarray, time: int, count: int) -> tuple[np.ndarray, np.ndarray]:

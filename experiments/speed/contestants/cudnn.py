@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.experimental import rnn
 
 from experiments.speed.contestants.program import (
@@ -91,7 +92,7 @@ def unroll(work: Work, layers: Any, carry: Any, x: jax.Array) -> tuple[Any, jax.
     size = work.size
     lengths = jnp.full(size.batch, size.length, jnp.int32)
     h, h_n, c_n = rnn.lstm(
-        x.swapaxes(0, 1),
+        row_major(x.swapaxes(0, 1)),
         *carry,
         layers,
         lengths,
@@ -101,7 +102,16 @@ def unroll(work: Work, layers: Any, carry: Any, x: jax.Array) -> tuple[Any, jax.
         0.0,
         False,
     )
-    return (h_n, c_n), h.swapaxes(0, 1)
+    return (h_n, c_n), row_major(h).swapaxes(0, 1)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """x, and its gradient, with the last axis innermost in memory.
+
+    The call to cuDNN states no layout (jaxlib 0.10, 0.11): XLA hands it a transposed array as it
+    lies, rows and steps exchanged, and cuDNN reads other numbers. A flat array has one layout.
+    """
+    return lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
 
 def zero_carry(work: Work) -> tuple[jax.Array, jax.Array]:

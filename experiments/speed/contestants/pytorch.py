@@ -167,9 +167,14 @@ def to_numpy(tensors: Any) -> Arrays:
     return {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
 
 
-def measure_peak(size: int, repeats: int, precision: str) -> float:
-    """The best of several products of two [size, size] matrices, in FLOP/s."""
+def measure_peak(sizes: dict[bool, int], repeats: int, precision: str) -> float:
+    """The best of several products of two square matrices, in FLOP/s.
+
+    Args:
+      sizes: their rows, without and with a GPU.
+    """
     device = choose_device(precision)
+    size = sizes[device.type == "cuda"]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a = torch.rand(size, size, device=device).to(dtype)
     best = float("inf")
