@@ -127,9 +127,7 @@ def layer_norm(x, gain, bias):
     """Ba et al. 2016, equation 15, row by row; 1e-5 beside the variance."""
     out = np.empty_like(x)
     for k, row in enumerate(x):
-        mean = sum(row) / len(row)
-        variance = sum((value - mean) ** 2 for value in row) / len(row)
-        out[k] = gain * (row - mean) / np.sqrt(variance + 1e-5) + bias
+        out[k] = gain * (row - np.mean(row)) / np.sqrt(np.var(row) + 1e-5) + bias
     return out
 
 

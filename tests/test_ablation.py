@@ -65,7 +65,7 @@ def test_where_nothing_differs_one_study_in_twenty_says_so():
 @pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("on_task", [False, True])
 def test_every_study_changes_what_it_says(study, on_task):
-    config = ablation.Config()
+    config = ablation.Config(data=DataConfig("latch", max_vocabulary=2000))
     variants = STUDIES[study].variants(config, on_task)
     settings = [BASE.of(variant.options) for variant in variants]
     assert len({variant.name for variant in variants}) == len(variants) > 2
@@ -202,6 +202,10 @@ def test_ratios_are_said_in_one_unit():
         (["--corpus=copy", "--lags=12"], ("lags is 12", "at least 21")),
         (["--resume"], ("resume needs --run",)),
         (["--rates=1,1"], ("wanted each once",)),
+        (["--study=forget_bias", "--cell=rnn"], ("no forget gate",)),
+        (["--study=init", "--cell=mingru"], ("no recurrent weights",)),
+        (["--study=clipping", "--clip=inf"], ("clip is inf",)),
+        (["--study=length", "--batching=sentences"], ("wanted batching=stream",)),
         (["--learning_rate=3"], ("learning_rate", "unknown")),
     ],
 )

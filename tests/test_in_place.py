@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from cell_names import EVERY_RECURRENT_CELL
 from compiled_loops import loop_lines
 from quick_compiling import AS_USERS_HAVE_IT
 
@@ -22,7 +23,6 @@ from lm.remat import chunk_steps, rematerialize
 from lm.train import batch_nats
 
 T, H = 37, 16
-RECURRENT = [name for name in CELLS if CELLS[name].diagonal is None]
 
 
 def copies(function, *arguments, steps=T, depth=1) -> list[str]:
@@ -44,7 +44,7 @@ def total(found):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", EVERY_RECURRENT_CELL)
 def test_there_and_back_no_sequence_is_copied_in_a_loop(name, batch):
     cell, params, state, x = layer(name, batch)
 

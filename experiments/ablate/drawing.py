@@ -17,6 +17,7 @@ from lm.task_lengths import LEAST_STEPS
 LOG10 = math.log(10)
 REAL, NOT_SHOWN = "#0072B2", "#8F8F8F"
 MOST_BANDS = 4  # in one panel; more cover each other
+TICK_ROOM = 0.11  # of the axis that a tick's label takes
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1, 1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2, 3, 5)
 
 
@@ -55,11 +56,11 @@ def plot(folder: Path) -> list[Path]:
 
 
 def colours(results: Results) -> dict[str, Any]:
-    """A colour a variant: a cell's own where variants are cells, else a series."""
+    """A colour a variant: a cell's own where variants are cells, else black and a series."""
     names = [row["variant"] for row in results.rows]
     if set(names) <= set(figures.COLOURS):
         return {name: figures.colour(name) for name in names}
-    return dict(zip(names, figures.shades(len(names)), strict=True))
+    return dict(zip(names, ["#000000", *figures.shades(len(names) - 1)], strict=True))
 
 
 def number(value: Any) -> float:
@@ -121,12 +122,12 @@ def label_ratios(axis: Any) -> None:
         powers = range(math.ceil(low / LOG10), math.floor(high / LOG10) + 1)
         axis.set_xticks([p * LOG10 for p in powers], [f"x {10.0**p:g}" for p in powers])
         return
-    here = [r for r in RATIOS if low - spare <= math.log(r) <= high + spare]
-    while len(here) > 8:  # the baseline stays
-        here = [r for k, r in enumerate(here) if r == 1 or (k - here.index(1)) % 2 == 0]
-    axis.set_xticks(
-        [math.log(r) for r in here], ["1" if r == 1 else say_ratios(r)[0] for r in here]
-    )
+    here = [math.log(r) for r in RATIOS if low - spare <= math.log(r) <= high + spare]
+    ticks = [0.0]  # the baseline, and from it outward what there is room for
+    for tick in sorted(here, key=abs):
+        if min(abs(tick - other) for other in ticks) > TICK_ROOM * (high - low):
+            ticks.append(tick)
+    axis.set_xticks(ticks, [f"{100 * math.expm1(tick):+.0f} %" if tick else "0" for tick in ticks])
 
 
 def draw_slopes(axis: Any, rows: list[dict[str, Any]]) -> None:
@@ -209,7 +210,7 @@ def plot_rates(results: Results) -> Any:
     figures.label_log10(axis)
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"validation {results.measured}")
-    axis.set_title("Each variant at each rate of the grid; where a line ends, runs diverged")
+    axis.set_title("Each variant at each rate of the grid; a point is missing where one diverged")
     axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption(figure, results, f"means over {results.config['tuning_seeds']} tuning seeds")
     return figure
@@ -220,7 +221,8 @@ def caption(figure: Any, results: Results, reduction: str = "") -> None:
     config = results.config
     model, data, optim = config["model"], config["data"], config["optim"]
     corpus = Path(data["corpus"]).name
-    seeds = f"{config['seeds']} seeds a variant, rates tuned on {config['tuning_seeds']} others"
+    others = config["tuning_seeds"]
+    seeds = f"{config['seeds']} seeds a variant, rates tuned on {others} other{'s' * (others > 1)}"
     size = f"H = {model['hidden_size']}"
     if results.on_task:
         read = f"{words(corpus)}, T = {config['lags']}, {config['steps']:,} steps of Adam"
@@ -231,7 +233,11 @@ def caption(figure: Any, results: Results, reduction: str = "") -> None:
             f"{corpus}, {kept}, {config['steps']:,} steps of {rule} on {data['batch_size']} x "
             f"{data['length']} tokens, {optim['schedule']} schedule"
         )
-    clip, bias = f"clip {optim['clip']}", f"forget bias {model['forget_bias']:g}"
-    parts = [reduction, seeds, f"95 % t intervals; {size}", read, clip, bias]
+    same = {
+        "clipping": f"clip {optim['clip']}",
+        "forget_bias": f"forget bias {model['forget_bias']:g}",
+    }
+    parts = [reduction, seeds, f"95 % t intervals; {size}", read]
+    parts += [text for study, text in same.items() if study != config["study"]]
     text = textwrap.fill("; ".join(part for part in parts if part), 130)
     figure.supxlabel(text, fontsize=9, color="#555555")

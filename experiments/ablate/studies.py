@@ -4,11 +4,13 @@ A study is a list of variants of one network, the first of which is the baseline
 are compared with. A variant is the options that it has in place of the run's own.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lm.cells import CELLS
+from lm.task_lengths import LEAST_STEPS
 
 TRUNCATIONS = (5, 10, 20, 35, 70)  # tokens
 CONTEXTS = (10, 35, 140)  # tokens
@@ -40,7 +42,7 @@ class Study:
 
     Attributes:
       question: in one line.
-      source: of `Variant.published`; empty where nothing is quoted.
+      source: of `Variant.published`, the head of its column; empty where nothing is quoted.
       variants: (options of the run, whether it is on a task) -> variants, the baseline first.
       on: "text", "task" or "both": where the question makes sense.
       fixes: options of the run that the study sets itself.
@@ -79,6 +81,11 @@ def gates(config: Any, on_task: bool) -> list[Variant]:
 
 def forget_bias(config: Any, on_task: bool) -> list[Variant]:
     """The bias that the forget gate starts at, and chrono initialisation."""
+    cell = CELLS[config.model.cell]
+    if cell.forget_gate is None:
+        raise ValueError(
+            f"study is forget_bias of a {cell.name}, which has no forget gate; wanted one that has"
+        )
     published = {0.0: "worse than 1"}
     return [
         *(
@@ -90,13 +97,20 @@ def forget_bias(config: Any, on_task: bool) -> list[Variant]:
             )
             for bias in FORGET_BIASES
         ),
-        Variant("chrono", f"chrono {config.lags}", {"chrono": config.lags, "forget_bias": 1.0}),
+        Variant(
+            "chrono",
+            f"chrono {config.lags}",
+            {"chrono": config.lags, "forget_bias": 1.0},
+            "better at long lags",
+        ),
     ]
 
 
 def clipping(config: Any, on_task: bool) -> list[Variant]:
     """The largest norm of the gradient, about the run's own."""
     norm = config.optim.clip
+    if math.isinf(norm):
+        raise ValueError("clip is inf, about which there is no other; wanted a finite norm")
     return [
         Variant(f"clip{value:g}", f"clip {value:g}", {"clip": value})
         for value in (norm, norm / 16, norm / 4, norm * 4)
@@ -120,6 +134,11 @@ def truncation(config: Any, on_task: bool) -> list[Variant]:
 
 def init(config: Any, on_task: bool) -> list[Variant]:
     """How weights start."""
+    cell = CELLS[config.model.cell]
+    if cell.diagonal is not None:
+        raise ValueError(
+            f"study is init of a {cell.name}, which has no recurrent weights; wanted another cell"
+        )
     found = [
         Variant(name, f"{name} W_h", {"recurrent_init": name})
         for name in ("orthogonal", "gaussian", "identity")
@@ -161,10 +180,14 @@ def equal_width(model: Any, layers: int) -> int:
 
 
 def length(config: Any, on_task: bool) -> list[Variant]:
-    """How much is read at once: of a task its steps, of a text what comes before a new start."""
+    """How much is read at once: of a task its steps, of a text what comes before a new start.
+
+    Evaluation carries the state through the whole text, as everywhere.
+    """
     if on_task:
-        steps = [n * config.lags // 4 for n in (4, 1, 2, 8)]
-        return [Variant(f"steps{n}", f"{n} steps", {"lags": n}) for n in steps]
+        least = LEAST_STEPS[config.data.corpus]
+        steps = [config.lags, *(n * config.lags // 4 for n in (1, 2, 8))]
+        return [Variant(f"steps{n}", f"{n} steps", {"lags": n}) for n in steps if n >= least]
     own = config.data.length
     return [Variant("carried", f"{own} tokens, state carried")] + [
         Variant(f"fresh{n}", f"{n} tokens, from zero", {"length": n, "carried": False})
@@ -177,7 +200,7 @@ STUDIES: dict[str, Study] = {
     "forget_bias": Study(
         "Where should the forget gate start?",
         forget_bias,
-        "Jozefowicz et al. 2015",
+        "Jozefowicz 15, Tallec 18",
         fixes=("forget_bias", "chrono"),
     ),
     "clipping": Study("How far should gradients be clipped?", clipping),

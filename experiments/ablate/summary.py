@@ -127,32 +127,36 @@ def say_p(p: float) -> str:
 
 
 def format_table(rows: Rows, study: Study, on_task: bool) -> str:
-    """The table that a run prints and keeps."""
-    scored = "loss" if on_task else "perplexity"
-    width = max(len(row["label"]) for row in rows) + 2
-    quoted = any(row.get("published") for row in rows)
-    lines = [
-        f"{'':{width}}{'rate':>9}{'parameters':>12}{scored:>12}{'against the first':>19}"
-        f"{'95 % interval':>21}{'p, Holm':>10}   {'verdict':21}"
-        + (f"{study.source:24}" if quoted else "")
-        + f"{'slope init':>11}{'trained':>9}{'horizon':>9}"
-    ]
+    """The table that a run prints and keeps: effects and verdicts, then rates and gradient flow."""
+    quoted = any(row["published"] for row in rows)
+    effects = [["", "loss" if on_task else "perplexity", "against first", "95 % interval"]]
+    effects[0] += ["p, Holm", "verdict", *([study.source] if quoted else [])]
+    traits = [["", "parameters", "rate", "slope, start", "trained", "horizon, start", "trained"]]
     for row in rows:
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
-        cells = [f"{row['label']:{width}}{rate + '*' * row['rate_at_edge']:>9}"]
-        cells.append(f"{row['parameters'] or 0:>12,}{say_score(row['test'], on_task):>12}")
+        flow = [f"{row.get(f'slope_{stage}', math.nan):.3f}" for stage in ("init", "trained")]
+        flow += [say_horizon(row.get(f"horizon_{s}", math.nan)) for s in ("init", "trained")]
+        edge = "*" if row["rate_at_edge"] else " "
+        traits.append([row["label"], f"{row['parameters'] or 0:,}", rate + edge, *flow])
+        line = [row["label"], say_score(row["test"], on_task)]
         if row["verdict"]:
             mean, low, high = say_ratios(row["ratio"], row["ratio_low"], row["ratio_high"])
-            cells.append(f"{mean:>19}{f'{low} to {high}':>21}")
-            cells.append(f"{say_p(row['p_holm']):>10}   {say_verdict(row):21}")
-            cells.append(f"{row['published']:24}" if quoted else "")
-        else:
-            cells.append(f"{'':{50 + 3 + 21 + 24 * quoted}}")
-        slopes = [row.get(f"slope_{stage}", math.nan) for stage in ("init", "trained")]
-        cells.append(f"{slopes[0]:>11.3f}{slopes[1]:>9.3f}")
-        cells.append(f"{say_horizon(row.get('horizon_trained', math.nan)):>9}")
-        lines.append("".join(cells).rstrip())
-    return "\n".join(lines)
+            line += [mean, f"{low} to {high}", say_p(row["p_holm"]), say_verdict(row)]
+            line += [row["published"]] if quoted else []
+        effects.append(line + [""] * (len(effects[0]) - len(line)))
+    return f"{align(effects, words=(0, 5, 6))}\n\n{align(traits, words=(0,))}"
+
+
+def align(table: list[list[str]], words: tuple[int, ...]) -> str:
+    """Rows of cells as lines of columns: those named in `words` to the left, numbers right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "   ".join(
+            cell.ljust(width) if k in words else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    )
 
 
 def say_score(score: float, on_task: bool) -> str:
@@ -179,8 +183,7 @@ def footnote(seeds: int, tuning_seeds: int, rows: Rows) -> str:
         f"other{'s' * (tuning_seeds > 1)}{edge}. "
         "Differences are paired by seed, in logarithms; p is a paired t test's after Holm's "
         "correction for all comparisons of the table, real below 0.05. Slope: natural log of "
-        "||dL_T/dh_t|| per step back; horizon: steps beyond the first until it has fallen by 1/e, "
-        "after training."
+        "||dL_T/dh_t|| per step back; horizon: steps beyond the first until it has fallen by 1/e."
     )
     return textwrap.fill(text, 100)
 
