@@ -3,6 +3,7 @@
 EXPERIMENTS: dict[str, str] = {
     "gradient_flow": "train an RNN and an LSTM; show how far back each one's gradient reaches",
     "train": "train a language model on any text",
+    "sweep": "train every combination of options, or a sample of them; which is the best?",
     "evaluate": "perplexity of a trained run on any text",
     "generate": "sample text from a trained run",
     "score": "surprisal of each word of a text, as a table",

@@ -21,20 +21,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import model
 from lm.cells import CELLS
-from lm.config import ModelConfig, OptimConfig
+from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, ModelConfig, OptimConfig
 from lm.data.batches import Batches
 from lm.evaluate import Rows, cut_rows, evaluate_sentences, make_forward, perplexity, scan_stream
 from lm.optim import fitting_rate, make_schedule
 from lm.train import TrainState, fill
-from lm.whole_run import (
-    ALWAYS_TRACED,
-    TRACED_UNLESS_0,
-    Fixed,
-    Point,
-    advance,
-    conclude,
-    start,
-)
+from lm.whole_run import Fixed, Point, advance, conclude, start
 
 POINTS = "points"  # the mesh axis that a wave is spread over
 MOST_LANES = 64

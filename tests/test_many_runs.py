@@ -12,14 +12,21 @@ from command_line import ROOT
 
 from lm import many_runs, model
 from lm.cells import CELLS
-from lm.config import ModelConfig, OptimConfig, RegularizeConfig
+from lm.config import (
+    ALWAYS_TRACED,
+    TRACED_UNLESS_0,
+    ModelConfig,
+    OptimConfig,
+    RegularizeConfig,
+    is_traced,
+)
 from lm.data.batches import SentenceBatches, StreamBatches
 from lm.evaluate import cut_rows, evaluate_sentences, evaluate_stream, scan_stream
 from lm.many_runs import make_train_points, measure_lanes
 from lm.monitor import observe
 from lm.optim import Hyper, make_schedule
 from lm.train import init_state, make_block, run_blocks
-from lm.whole_run import ALWAYS_TRACED, TRACED_UNLESS_0, Fixed, is_traced
+from lm.whole_run import Fixed
 
 V = 13
 TOKENS = np.random.default_rng(0).integers(1, V, 2003).astype(np.int32)
