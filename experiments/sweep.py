@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import report, run_folder
+from experiments import figures, report, run_folder
 from experiments.fit.config import with_options
 from experiments.fit.continuation import flat
 from experiments.fit.signals import StopOnSignal
@@ -48,7 +48,8 @@ from experiments.search.points import (
 from experiments.search.space import read_text
 from experiments.search.summary import format_settings, summarise
 from experiments.search.table import Table
-from experiments.search.training import describe, failure
+from experiments.search.training import TASK_STEPS, describe, failure
+from lm.cells import CELLS
 
 # Options that may change when a sweep goes on: who trains, and where the text lies.
 HOW = ("run", "resume", "executor", "workers", "retries", "data_dir", "cache_dir", *cluster_names())
@@ -215,14 +216,7 @@ def plot(folder: Path) -> list[Path]:
     """The figures, from the run's folder alone."""
     config = run_folder.read_config(folder, Config)
     results = run_folder.read_json(folder / "results.json")
-    steps = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
-    if config.on_task:
-        steps = f"{config.steps or 1000:,} steps"
-    caption = (
-        f"{config.model.cell} on {Path(config.data.corpus).name} but for what is swept, {steps}, "
-        f"hidden size {config.model.hidden_size}, forget bias {config.model.forget_bias:g}; "
-        "bands: 95 % t intervals over seeds"
-    )
+    caption = "; ".join([describe_rest(config), "bands: 95 % t intervals over seeds"])
     return plot_sweep(
         table.read_rows(folder),
         config.axes(),
@@ -232,6 +226,26 @@ def plot(folder: Path) -> list[Path]:
         caption,
         folder / "figures",
     )
+
+
+def describe_rest(config: Config) -> str:
+    """What all points have in common, for a caption: what is swept is on the axes."""
+    steps = f"{config.epochs:g} epochs"
+    if config.steps or config.on_task:
+        steps = f"{config.steps or TASK_STEPS:,} steps"
+    rule = "Adam" if config.on_task else figures.RULES[config.optim.optimizer]
+    said = {
+        "cell": CELLS[config.model.cell].name,
+        "hidden_size": f"hidden size {config.model.hidden_size}",
+        "forget_bias": f"forget bias {config.model.forget_bias:g}",
+        "steps": steps,
+        "optimizer": rule,
+    }
+    swept = {axis.name for axis in config.axes()}
+    if "epochs" in swept:
+        del said["steps"]
+    rest = [text for name, text in said.items() if name not in swept]
+    return ", ".join([f"on {Path(config.data.corpus).name}", *rest])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,13 @@ class Board:
         self._best: list[tuple[float, str]] = []
         self._not_finished = {"diverged": 0, "failed": 0}
         self._steps, self._began = 0, time.monotonic()
-        self._bar: Any = tqdm(total=total, unit="point", dynamic_ncols=True, smoothing=0.05)
+        self._bar: Any = tqdm(
+            total=total,
+            unit="point",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            mininterval=0.1 if self._live else 10.0,
+        )
         self._lines: list[Any] = []
         header = self._row(swept, score)
         if self._live:

@@ -169,7 +169,8 @@ def plot_map(
         least[at] = min(least.get(at, math.inf), setting.mean)
     figure, (panel,) = figures.new_figure(1, width=8, height=6)
     panel.grid(False)
-    low, high = span([math.log10(min(least.values())), math.log10(limit_of(settings))])
+    found = [value for value in least.values() if math.isfinite(value)]
+    low, high = span([math.log10(min(found)), math.log10(min(max(found), limit_of(settings)))])
     colours: dict[str, Any] = {"cmap": "viridis_r", "vmin": low, "vmax": high}
     draw = draw_field if len(across.ordered) * len(up.ordered) <= 4 * len(least) else draw_dots
     drawn = draw(panel, across, up, least, colours)
