@@ -5,8 +5,8 @@
 #
 # Installs slurm-wlm and munge if they are not there, starts munged, slurmctld and slurmd by hand
 # in a folder of their own, runs `./launch.sh sweep --executor=slurm`, kills the process of one
-# running job with signal 9 and cancels another, kills the sweep itself, resumes it, and looks
-# whether all 12 points are there. Prints OK and exits with 0 if they are. Everything that it
+# running job with signal 9, cancels another and puts a third back into the queue, kills the sweep
+# itself, resumes it, and looks whether all 12 points are there. Prints OK and exits with 0 if they are. Everything that it
 # started is stopped again.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -52,7 +52,7 @@ ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$work/munge/socket
+AuthInfo=socket=$work/munge/socket,cred_expire=10
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -140,6 +140,10 @@ grep "sent again" "$work/sweep.out"
   fail "the two jobs were not sent again"
 }
 squeue
+job=$(squeue -h -t running -o %i | head -1)
+log "scontrol requeue of job $job, as a preemption does"
+scontrol requeue "$job"
+sleep 3
 log "kill -9 of the sweep itself, at $(finished) finished points"
 kill -9 "$sweeper"
 wait "$sweeper" 2>/dev/null || true

@@ -159,7 +159,7 @@ def adopt(folder: Path, groups: Sequence[Group], left: set[int]) -> list[Part]:
         if numbers:
             group = group_of[min(numbers)]
             logs = folder / "logs" / known["job"].split("_")[0]
-            sent = submitit.SlurmJob(logs, known["job"])
+            sent: Any = submitit.SlurmJob(logs, known["job"])
             parts.append(Part(Job(points_of(group, numbers), group.fixed), sent))
     print(f"{len(parts)} jobs of before are in the queue still", flush=True)
     return parts
