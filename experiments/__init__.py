@@ -14,5 +14,6 @@ EXPERIMENTS: dict[str, str] = {
     "gallery": "figures of gradient flow that nobody else draws, each with its finding",
     "flow_speed": "time the laboratory's one pass against a loop over lengths",
     "throughput": "time training steps and layers against PyTorch, Flax, Haiku and Equinox",
+    "sweep_speed": "time a sweep against the same runs one by one",
     "report": "a page about one run or several, with figures and tables that sort",
 }

@@ -326,7 +326,7 @@ def test_a_sweep_that_is_killed_goes_on_and_its_points_are_runs_of_train(book, t
     folder = tmp_path / "s"
     options = ["--steps=1500", "--evaluate_every=500", f"--corpus={book}", "--schedule=constant"]
     flags = [
-        "--sweep=learning_rate=1,2 hidden_size=8,12 seed=0:3",
+        "--sweep=learning_rate=0.2,0.5 hidden_size=8,12 seed=0:3",
         *options,
         *SMALL[:-2],
         SMALL[-1],
@@ -358,13 +358,11 @@ def test_a_sweep_that_is_killed_goes_on_and_its_points_are_runs_of_train(book, t
     rows = read_rows(folder)
     assert all(row["status"] == "finished" for row in rows)
     assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()
-    alone = run(
-        "train", f"--run={tmp_path / 'alone'}", "--learning_rate=2", "--hidden_size=12", "--seed=1",
-        *options, *SMALL[:-2], SMALL[-1],
-    )  # fmt: skip
+    point = ["--learning_rate=0.5", "--hidden_size=12", "--seed=1", *SMALL[:-2], SMALL[-1]]
+    alone = run("train", f"--run={tmp_path / 'alone'}", *point, *options)
     assert alone.returncode == 0, alone.stderr
     results = json.loads((tmp_path / "alone" / "results.json").read_text())
-    (same,) = (r for r in rows if (r["learning_rate"], r["hidden_size"], r["seed"]) == (2, 12, 1))
+    (same,) = (r for r in rows if (r["learning_rate"], r["hidden_size"], r["seed"]) == (0.5, 12, 1))
     for split in ("valid", "test"):
         np.testing.assert_allclose(same[split], results[split]["perplexity"], rtol=1e-3)
     assert same["best_step"] == results["step"]
