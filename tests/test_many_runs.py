@@ -145,6 +145,7 @@ def assert_diverged(outcome):
     assert outcome.evaluations == ()
 
 
+@pytest.mark.whole
 def test_sentences_and_early_stopping():
     """Batches that are padded; runs that stop apart from each other."""
     fixed = Fixed(SMALL, OptimConfig(optimizer="adam", early_stop=True, patience=1))

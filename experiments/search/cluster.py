@@ -54,11 +54,12 @@ class Job:
 
     def __call__(self, folder_name: str) -> None:
         """Train the points that have no file yet."""
-        prepare_jax()
         folder = Path(folder_name)
+        config = run_folder.read_config(folder, Config)
+        prepare_jax(config.data)
         left = [SweepPoint(n, options) for n, options in self.points if not is_done(folder, n)]
         print(f"{len(left)} of {len(self.points)} points to train", flush=True)
-        trainer = Trainer(run_folder.read_config(folder, Config))
+        trainer = Trainer(config)
         for record in trainer.train(self.fixed, left, lambda tick: None):
             run_folder.write_json(path_of(folder, record["number"]), record)
             print(f"point {record['number']}: {record['status']}", flush=True)

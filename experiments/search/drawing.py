@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments import figures
 from experiments.search.board import show
@@ -63,32 +64,48 @@ def finished(settings: Sequence[Setting]) -> list[Setting]:
 
 
 class Scale:
-    """Where the values of an option stand on an axis."""
+    """Where the values of an option stand on an axis.
+
+    Few listed values stand evenly, or by their logarithms where they are spread over decades;
+    many, and those that were drawn from a range, stand where they are.
+    """
 
     def __init__(self, axis: Axis, values: Sequence[Any]):
         unique = set(values)
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in unique)
         numbers = numbers and all(math.isfinite(v) for v in unique)
         self.name = axis.name
+        self.drawn = not axis.values
         self.ordered = sorted(unique) if numbers else sorted(unique, key=str)
         positive = numbers and self.ordered[0] > 0
-        spread = positive and self.ordered[-1] / self.ordered[0] >= 20
+        spread = positive and not self.drawn and self.ordered[-1] / self.ordered[0] >= 20
         self.log = bool(positive and (axis.logarithmic or spread))
-        self.even = not numbers or (
-            bool(axis.values) and len(unique) <= MOST_TICKS and not self.log
-        )
+        few = not self.drawn and len(unique) <= MOST_TICKS
+        self.listed = not numbers or few  # a tick at each value
+        self.even = not numbers or (few and not self.log)
+        self.joined = numbers and not self.drawn  # by a line
 
     def place(self, value: Any) -> float:
-        """Of a value; listed ones stand evenly, unless they are spread over decades."""
+        """Of a value on its axis."""
         if self.even:
             return float(self.ordered.index(value))
         return math.log10(value) if self.log else float(value)
 
-    def label(self, axis: Any, way: str = "x") -> None:
-        """Ticks at the values, or at some of them."""
-        every = max(1, math.ceil(len(self.ordered) / MOST_TICKS))
-        ticks = self.ordered[::every]
-        set_ticks = axis.set_xticks if way == "x" else axis.set_yticks
+    def ticks(self) -> list[Any]:
+        """The values themselves where they are few, else round ones between their ends."""
+        if self.listed:
+            return self.ordered[:: math.ceil(len(self.ordered) / MOST_TICKS)]
+        low, high = self.ordered[0], self.ordered[-1]
+        if not self.log:
+            return [v for v in MaxNLocator(5).tick_values(low, high) if low <= v <= high]
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        digits = (1, 2, 5) if last - first <= 2 else (1,)
+        round_ones = [d * 10.0**decade for decade in range(first, last + 1) for d in digits]
+        return [v for v in round_ones if low <= v <= high] or [low, high]
+
+    def label(self, set_ticks: Any) -> None:
+        """Label an axis, given its `set_xticks` or `set_yticks`."""
+        ticks = self.ticks()
         set_ticks([self.place(value) for value in ticks], [show(value) for value in ticks])
 
 
@@ -126,7 +143,7 @@ def plot_marginals(
                 transform=panel.get_xaxis_transform(),
                 label="diverged or failed",
             )
-        scale.label(panel)
+        scale.label(panel.set_xticks)
         panel.set(xlabel=axis.name + (", logarithmic" if scale.log else ""))
         figures.label_log10(panel)
         if number == 0:
@@ -144,7 +161,10 @@ def limit_of(settings: Sequence[Setting]) -> float:
 
 
 def draw_profile(panel: Any, settings: Sequence[Setting], scale: Scale) -> None:
-    """At each value the setting of least mean, over all other options, with its seeds' band."""
+    """At each value the setting of least mean, over all other options, with its seeds' band.
+
+    Of values that were drawn no two are alike: each setting's mean.
+    """
     best: dict[Any, Setting] = {}
     for setting in finished(settings):  # best first
         best.setdefault(setting.options[scale.name], setting)
@@ -152,9 +172,9 @@ def draw_profile(panel: Any, settings: Sequence[Setting], scale: Scale) -> None:
     bands = [seed_band(np.log10(np.asarray(best[value].scores))) for value in values]
     x = np.asarray([scale.place(value) for value in values])
     mean, low, high = (np.asarray([getattr(b, f) for b in bands]) for f in ("mean", "low", "high"))
-    line = "-" if not scale.even or isinstance(values[0], (int, float)) else ""
-    panel.plot(x, mean, f"o{line}", color=BLUE, label="best at this value", zorder=3)
-    if np.isfinite(low).any():
+    label = "mean of a setting" if scale.drawn else "best at this value"
+    panel.plot(x, mean, "o-" if scale.joined else "o", color=BLUE, label=label, zorder=3)
+    if scale.joined and np.isfinite(low).any():
         panel.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0)
 
 
@@ -224,8 +244,8 @@ def draw_dots(
     good = {at: value for at, value in least.items() if math.isfinite(value)}
     places = [(across.place(a), up.place(b)) for a, b in good]
     logs = np.log10(list(good.values()))
-    across.label(panel)
-    up.label(panel, "y")
+    across.label(panel.set_xticks)
+    up.label(panel.set_yticks)
     return panel.scatter(*zip(*places, strict=True), c=logs, s=90, edgecolors="white", **colours)
 
 
@@ -239,7 +259,7 @@ def plot_parallel(
     figure, (panel,) = figures.new_figure(1, width=max(8.0, 2.2 * (1 + len(axes))))
     panel.grid(False)
     ends = [span([scale.place(value) for value in scale.ordered]) for scale in scales]
-    scores = [math.log10(min(setting.mean, top)) for setting in good]
+    scores = [math.log10(min(setting.mean, top)) for setting in good]  # best first
     ends.append(span(scores))
     front = max(1, len(good) // 10)
     for rank, (setting, value) in reversed(list(enumerate(zip(good, scores, strict=True)))):
@@ -257,8 +277,7 @@ def plot_parallel(
     for place, scale in enumerate(scales):
         panel.axvline(place, color="black", linewidth=0.8)
         low, high = ends[place]
-        every = max(1, math.ceil(len(scale.ordered) / 6))
-        for value in scale.ordered[::every]:
+        for value in scale.ticks():
             height = (scale.place(value) - low) / (high - low)
             panel.text(place + 0.03, height, show(value), fontsize=8, va="center")
     panel.axvline(len(scales), color="black", linewidth=0.8)

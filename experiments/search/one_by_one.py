@@ -25,7 +25,7 @@ def main(kind: str, count: int, arguments: list[str]) -> None:
     from experiments.search.worker import prepare_jax
 
     config = flags.parse(Config, arguments, "train", "")
-    prepare_jax()
+    prepare_jax(config.data)
     answers, sys.stdout = sys.stdout, sys.stderr
     ends = train_runs(config, count) if kind == "train" else program_runs(config, count)
     first, *rest = ends

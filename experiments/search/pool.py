@@ -74,7 +74,7 @@ class Worker:
                 stderr=log,
                 text=True,
                 cwd=Path.cwd(),  # the paths in flags are relative to it
-                env={**os.environ, "PYTHONPATH": python_path()},
+                env=worker_environment(),
                 start_new_session=True,  # Ctrl-C is for the process that runs the sweep
             )
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
@@ -186,9 +186,15 @@ def has_accelerator() -> bool:
     return any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/accel0", "/dev/kfd"))
 
 
-def python_path() -> str:
-    """PYTHONPATH with this checkout in it: a worker may be started from any folder."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+def worker_environment() -> dict[str, str]:
+    """With this checkout to import from, and without a cache of programs where there is none."""
+    import jax
+
+    found = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, found))}
+    if jax.config.values["jax_compilation_cache_dir"] is None:  # --compilation_cache=False
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    return environment
 
 
 def describe_death(code: int | None) -> str:

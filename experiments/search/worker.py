@@ -32,13 +32,15 @@ def main(folder: Path, cores: list[int], parent: int) -> None:
         answers.write(json.dumps({"say": kind, **values}) + "\n")
         answers.flush()
 
-    prepare_jax()
     from experiments import run_folder
     from experiments.search.config import Config
     from experiments.search.points import SweepPoint
+
+    config = run_folder.read_config(folder, Config)
+    prepare_jax(config.data)
     from experiments.search.training import Trainer
 
-    trainer = Trainer(run_folder.read_config(folder, Config))
+    trainer = Trainer(config)
     told = 0.0
     taken = 0
 
@@ -64,17 +66,21 @@ def main(folder: Path, cores: list[int], parent: int) -> None:
         free_since = time.monotonic()
 
 
-def prepare_jax() -> None:
-    """As the command line does it: full precision, and compiled programs kept for the next run."""
+def prepare_jax(data: Any) -> None:
+    """As the command line does it: full precision, and compiled programs kept for the next run.
+
+    Args:
+      data: DataConfig, which may say where they are kept.
+    """
     import jax
 
     from experiments.compiled import keep_compiled
     from experiments.flags import MATMUL_PRECISION
-    from lm.config import DataConfig
     from lm.data.corpus import cache_folder
 
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
-    keep_compiled(cache_folder(DataConfig()))
+    if jax.config.values["jax_enable_compilation_cache"]:
+        keep_compiled(cache_folder(data))
 
 
 if __name__ == "__main__":
