@@ -216,7 +216,9 @@ def plot(folder: Path) -> list[Path]:
     """The figures, from the run's folder alone."""
     config = run_folder.read_config(folder, Config)
     results = run_folder.read_json(folder / "results.json")
-    caption = "; ".join([describe_rest(config), "lines: geometric means over seeds with 95 % t intervals"])
+    caption = "; ".join(
+        [describe_rest(config), "lines: geometric means over seeds with 95 % t intervals"]
+    )
     return plot_sweep(
         table.read_rows(folder),
         config.axes(),

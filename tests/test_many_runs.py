@@ -37,7 +37,12 @@ STEPS, EVERY = 24, 10
 
 def run_alone(fixed, point, batches, every=EVERY, sentences=False):
     """The run as `train` has it, from its own parts, with the point's numbers in its options."""
-    fixed = fixed.at({name: value for name, value in point.items() if name != "seed"})
+    sections = {}
+    for name in ("model", "optim", "regularize"):
+        section = getattr(fixed, name)
+        own = {n: value for n, value in point.items() if hasattr(section, n)}
+        sections[name] = dataclasses.replace(section, **own)
+    fixed = dataclasses.replace(fixed, **sections)
     optim, key = fixed.optim, jax.random.key(point.get("seed", 0))
     state = init_state(key, fixed.model, optim, V, batches.batch_size)
     schedule = make_schedule(optim, batches.steps_per_epoch, STEPS)

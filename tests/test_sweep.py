@@ -287,6 +287,21 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
     assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()
 
 
+def test_what_goes_wrong_in_training_is_a_record(monkeypatch, capsys):
+    def breaking(points, watch):
+        yield {"number": points[0].number, "status": "finished", "valid": 2.0}
+        raise RuntimeError("out of\nmemory")
+
+    trainer = Trainer(Config())
+    monkeypatch.setattr(trainer, "_program", lambda fixed: breaking)
+    points = [SweepPoint(number, {}) for number in (4, 5, 6)]
+    good, *bad = trainer.train({}, points, lambda tick: None)
+    assert (good["number"], good["status"]) == (4, "finished")
+    error = {"status": "failed", "error": "RuntimeError: out of memory"}
+    assert bad == [{"number": 5, **error}, {"number": 6, **error}]
+    assert "Traceback" in capsys.readouterr().err  # for the worker's log
+
+
 def test_a_sweep_on_a_task(tmp_path, monkeypatch):
     monkeypatch.setitem(sweep.EXECUTORS, "local", here)
     flags = ["--sweep=learning_rate=0.01,0.02 forget_bias=1 seed=0:2", "--corpus=adding"]

@@ -103,6 +103,6 @@ def group_points(
     for point in points:
         traced = tuple(n for n, value in point.options.items() if may_be_traced(n, value))
         fixed = {n: value for n, value in point.options.items() if n not in traced}
-        key = json.dumps([fixed, traced], sort_keys=True)
+        key = json.dumps(fixed, sort_keys=True)
         groups.setdefault(key, (fixed, traced, []))[2].append(point)
     return [Group(fixed, traced, tuple(members)) for fixed, traced, members in groups.values()]
