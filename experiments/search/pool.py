@@ -30,8 +30,9 @@ class HandOut:
         self._left = [(group, list(group.points)) for group in groups]
         self._at: dict[int, int] = {}  # worker -> the group it has compiled last
 
-    def __bool__(self) -> bool:
-        return any(points for _, points in self._left)
+    def __len__(self) -> int:
+        """Points that are left."""
+        return sum(len(points) for _, points in self._left)
 
     def take(self, worker: int, width: int) -> tuple[Group, list[SweepPoint]] | None:
         """Points of the worker's last group, else of one that nobody is at, else of the longest."""
@@ -59,7 +60,7 @@ class Worker:
 
     def __init__(self, number: int, folder: Path, cores: Sequence[int], events: Any):
         self.number = number
-        self.began = False  # it has asked for work
+        self.jobs: int | None = None  # that it has been given and not finished; None: too early
         self.hand: dict[int, tuple[Group, SweepPoint]] = {}  # what it is at, by point
         logs = folder / "logs"
         logs.mkdir(exist_ok=True)
@@ -92,7 +93,9 @@ class Worker:
     def give(self, group: Group, points: Sequence[SweepPoint]) -> None:
         """Let it train these."""
         assert self.process.stdin is not None
-        self.hand = {point.number: (group, point) for point in points}
+        assert self.jobs is not None
+        self.jobs += 1
+        self.hand |= {point.number: (group, point) for point in points}
         job = {"fixed": group.fixed, "points": [[p.number, p.options] for p in points]}
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
@@ -131,12 +134,7 @@ def train_locally(
                 yield None
                 continue
             if message["say"] == "ready":
-                worker.began = True
-                given = handing.take(worker.number, message["width"])
-                if given is None:
-                    worker.dismiss()
-                else:
-                    worker.give(*given)
+                supply(worker, handing, message["width"], len(workers))
             if message["say"] == "record":
                 worker.hand.pop(message["record"]["number"], None)
             if message["say"] != "gone":
@@ -150,7 +148,7 @@ def train_locally(
                     handing.put_back(group, [point])
                 else:
                     yield {"say": "record", "record": failure(number, describe_death(code))}
-            if not worker.began:
+            if worker.jobs is None:
                 raise ValueError(
                     f"worker {worker.number} ended with status {code} before it began; see "
                     f"{folder / 'logs' / f'worker-{worker.number}.log'}"
@@ -161,6 +159,21 @@ def train_locally(
     finally:
         for worker in workers.values():
             worker.kill()
+
+
+def supply(worker: Worker, handing: HandOut, width: int, workers: int) -> None:
+    """Work for one that has asked for it; one job ahead, so that it waits for nothing.
+
+    Not so the last points: another worker may be free for them sooner.
+    """
+    worker.jobs = 0 if worker.jobs is None else worker.jobs - 1
+    while worker.jobs < (2 if len(handing) > workers * width else 1):
+        given = handing.take(worker.number, width)
+        if given is None:
+            break
+        worker.give(*given)
+    if not worker.jobs:
+        worker.dismiss()
 
 
 def share_cores(workers: int, points: int) -> list[list[int]]:
