@@ -111,7 +111,7 @@ def make_train_points(
 
     Outcomes come in the order of the points, wave after wave. `watch` is told after each
     dispatch; what it raises ends the training, and with it the wave that is under way. Calls
-    after the first compile nothing.
+    after the first compile nothing. A wave that a device has no room for is tried as smaller ones.
 
     Args:
       fixed: what is not in a point; a learning rate of 0 is the one that suits the cell.
@@ -148,20 +148,35 @@ def make_train_points(
 
     def train(points: Sequence[Point], watch: Watch = lambda tick: None) -> Iterator[Outcome]:
         nonlocal chosen
-        points = [complete(point, rate) for point in points]
-        refuse_differing(points)
-        used = min(len(present), len(points))
-        each = math.ceil(len(points) / max(1, used))
-        if not chosen and each > 1 and len(points) * steps >= LONG_WORK:
-            chosen = measure_lanes(lambda lanes: program_of(lanes, used), plan, points, each)
-        usual = 1 if jax.default_backend() == "cpu" else MOST_LANES
-        program = program_of(min(each, chosen or usual), used) if points else None
-        for first in range(0, len(points), program.width if program else 1):
-            assert program is not None
-            wave = points[first : first + program.width]
-            yield from run_wave(program, plan, texts, wave, watch)
+        left = [complete(point, rate) for point in points]
+        refuse_differing(left)
+        used = min(len(present), len(left))
+        each = math.ceil(len(left) / max(1, used))
+        if not chosen and each > 1 and len(left) * steps >= LONG_WORK:
+            chosen = measure_lanes(lambda lanes: program_of(lanes, used), plan, left, each)
+        side_by_side = min(each, chosen or (1 if on_cpu() else MOST_LANES))
+        while left:
+            program = program_of(side_by_side, used)
+            try:
+                outcomes = run_wave(program, plan, texts, left[: program.width], watch)
+            except jax.errors.JaxRuntimeError as error:
+                if side_by_side == 1 or not is_memory_short(error):
+                    raise
+                side_by_side = chosen = max(1, side_by_side // 4)
+                continue
+            del left[: len(outcomes)]
+            yield from outcomes
 
     return train
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def is_memory_short(error: Exception) -> bool:
+    """Whether a device has no room for what it was to do."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def complete(point: Point, rate: float) -> Point:
@@ -392,7 +407,7 @@ def measure_lanes(
         try:
             took = time_step(program_of(lanes), plan, points)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_memory_short(error):
                 raise
             break
         if took > WORTH * least:

@@ -214,6 +214,23 @@ def test_scanned_perplexity_is_the_streamed_one(forget_bias, tokens, batch):
     np.testing.assert_allclose(nats.sum(), expected.nats, rtol=1e-5)
 
 
+def test_a_wave_that_has_no_room_is_cut(monkeypatch):
+    real, widths = many_runs.run_wave, []
+
+    def run_wave(program, plan, texts, points, watch):
+        widths.append(program.width)
+        if program.width > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return real(program, plan, texts, points, watch)
+
+    monkeypatch.setattr(many_runs, "run_wave", run_wave)
+    batches = StreamBatches(TOKENS, 4, 16)
+    train = make_train_points(PLAIN, {"valid": TOKENS[:300]}, V, batches, steps=2, lanes=5)
+    outcomes = list(train([{"seed": seed} for seed in range(5)]))
+    assert [outcome.point["seed"] for outcome in outcomes] == list(range(5))
+    assert widths == [5, 1, 1, 1, 1, 1]
+
+
 def test_lanes_are_chosen_by_the_clock(monkeypatch):
     """The fastest; a fourfold step that gains nothing ends the search, memory too."""
 

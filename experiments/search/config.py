@@ -39,7 +39,7 @@ class ClusterConfig:
 
     partition: str = option("", "Slurm partition; empty: the cluster's default")
     minutes: int = option(60, "time limit of a job", least=1)
-    cpus: int = option(2, "cores of a job", least=1)
+    cpus: int = option(1, "cores of a job", least=1)
     gpus: int = option(0, "GPUs of a job", least=0)
     memory: int = option(0, "memory of a job, GB; 0: the cluster's default", least=0)
     jobs: int = option(16, "jobs that a group of points is cut into, at most", least=1)
