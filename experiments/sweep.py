@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,6 +184,7 @@ def train_points(
 
 def conclude(config: Config, folder: Path, spent: Spent) -> None:
     """results.json, figures, the page, and what is printed at the end."""
+    shutil.rmtree(folder / "unfinished", ignore_errors=True)
     rows = table.read_rows(folder)
     swept = [axis.name for axis in config.axes()]
     found = summarise(rows, swept, config.score, score_name(config))

@@ -26,6 +26,7 @@ from lm.data.batches import Batches
 from lm.evaluate import Rows, cut_rows, evaluate_sentences, make_forward, perplexity, scan_stream
 from lm.optim import fitting_rate, make_schedule
 from lm.train import TrainState, fill
+from lm.unfinished import Keep, Unfinished
 from lm.whole_run import Fixed, Point, advance, conclude, start
 
 POINTS = "points"  # the mesh axis that a wave is spread over
@@ -85,6 +86,11 @@ class Plan(NamedTuple):
     steps_per_dispatch: int
 
     @property
+    def identity(self) -> Any:
+        """What tells it from another plan on the same texts."""
+        return self.fixed, self.vocabulary, self.batches.batch_size, self[3:]
+
+    @property
     def averages(self) -> bool:
         """Whether what is evaluated is an average of the parameters."""
         return self.fixed.optim.averaging != "none"
@@ -106,6 +112,7 @@ def make_train_points(
     sentences: bool = False,
     lanes: int = 0,
     devices: Sequence[Any] | None = None,
+    keep: Keep | None = None,
 ) -> TrainPoints:
     """Compile whole runs: `train(points, watch)` yields the Outcome of each point.
 
@@ -125,6 +132,8 @@ def make_train_points(
       sentences: evaluate each sentence for itself.
       lanes: points side by side on a device; 0: chosen, see `measure_lanes`.
       devices: those to use; None: all of this process.
+      keep: where a wave that is under way is kept, to go on from after a kill; its texts and
+        batches must be the same then. None: nowhere.
     """
     rate = fitting_rate(fixed.optim, CELLS[fixed.model.cell].learning_rate)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
@@ -158,7 +167,7 @@ def make_train_points(
         while left:
             program = program_of(side_by_side, used)
             try:
-                outcomes = run_wave(program, plan, texts, left[: program.width], watch)
+                outcomes = run_wave(program, plan, texts, left[: program.width], watch, keep)
             except jax.errors.JaxRuntimeError as error:
                 if side_by_side == 1 or not is_memory_short(error):
                     raise
@@ -304,6 +313,27 @@ class Ledger:
         self._grad_norms: list[np.ndarray] = []
         self._evaluations: list[tuple[int, np.ndarray]] = []
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for `Unfinished`."""
+        return {
+            "alive": self.alive,
+            "step": np.asarray(self.step),
+            "diverged": self._diverged,
+            "last": self._last,
+            "losses": np.concatenate(self._losses, axis=1),
+            "grad_norms": np.concatenate(self._grad_norms, axis=1),
+            "evaluated": np.asarray([step for step, _ in self._evaluations], int),
+            "valid": np.asarray([valid for _, valid in self._evaluations]),
+        }
+
+    def go_on_from(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take in what `arrays` gave before a kill."""
+        self.alive, self.step = arrays["alive"], int(arrays["step"])
+        self._diverged, self._last = arrays["diverged"], arrays["last"]
+        self._losses, self._grad_norms = [arrays["losses"]], [arrays["grad_norms"]]
+        evaluated = map(int, arrays["evaluated"])
+        self._evaluations = list(zip(evaluated, arrays["valid"], strict=True))
+
     def take_steps(self, count: int, metrics: Any, finite: Any) -> Tick:
         """One dispatch of `count` steps. `metrics`: StepMetrics [points, steps]."""
         nats, tokens, norms, finite = jax.device_get(
@@ -363,12 +393,21 @@ class Ledger:
 
 
 def run_wave(
-    program: Program, plan: Plan, texts: Texts, points: Sequence[Point], watch: Watch
+    program: Program,
+    plan: Plan,
+    texts: Texts,
+    points: Sequence[Point],
+    watch: Watch,
+    keep: Keep | None = None,
 ) -> list[Outcome]:
-    """Train the points of one wave from their first step to their last."""
+    """Train the points of one wave from their first step, or from where it is kept, to the last."""
     stacked = program.place(stack_points(points, program.width))
     state, best = program.start(stacked)
     ledger = Ledger(points, program.width)
+    file = Unfinished(keep, repr((plan.identity, program.width, points))) if keep else None
+    if file and (kept := file.load((state, best))):
+        (state, best), arrays = program.place(kept[0]), kept[1]
+        ledger.go_on_from(arrays)
     while ledger.step < plan.steps and ledger.alive.any():
         step, every = ledger.step, plan.evaluate_every
         due = min(plan.steps, (step // every + 1) * every)
@@ -385,8 +424,12 @@ def run_wave(
             state, best = program.conclude(stacked, state, best, *placed)
             if plan.fixed.optim.early_stop:
                 ledger.alive &= ~np.asarray(state.monitor.stalled)
+        if file:
+            file.save_if_due((state, best), ledger.arrays())
         watch(tick)
     test = texts.losses(program, best.params, "test")
+    if file:
+        file.remove()
     return ledger.outcomes(jax.device_get(best.params), jax.device_get(best.step), test)
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import from ranks before its own, and within its own package or file.
 LAYERS = [
-    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks"},
+    {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks", "lm.unfinished"},
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},

@@ -26,6 +26,7 @@ from lm.many_runs import make_train_points, measure_lanes
 from lm.monitor import observe
 from lm.optim import Hyper, make_schedule
 from lm.train import init_state, make_block, run_blocks
+from lm.unfinished import Keep
 from lm.whole_run import Fixed
 
 V = 13
@@ -214,14 +215,45 @@ def test_scanned_perplexity_is_the_streamed_one(forget_bias, tokens, batch):
     np.testing.assert_allclose(nats.sum(), expected.nats, rtol=1e-5)
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_wave_that_is_killed_goes_on_to_the_same_bits(damage, tmp_path):
+    """At its second dispatch, after an evaluation; from the start where the file is torn."""
+    fixed = Fixed(SMALL, OptimConfig(schedule="plateau", averaging="always", momentum=0.9))
+    options = {"steps": STEPS, "evaluate_every": EVERY, "steps_per_dispatch": 6, "lanes": 2}
+    train, kept = (
+        make_train_points(fixed, SPLITS, V, StreamBatches(TOKENS, 4, 16), **options, keep=keep)
+        for keep in (None, Keep(tmp_path, seconds=0.0))
+    )
+    points = [{"seed": 1, "learning_rate": 0.5}, {"seed": 2, "learning_rate": 1.0}]
+
+    def die(tick):
+        if tick.step == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(kept(points, die))
+    (file,) = tmp_path.iterdir()
+    if damage:
+        file.write_bytes(file.read_bytes()[:5000])
+    ticks = []
+    for again, whole in zip(kept(points, ticks.append), train(points), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+        np.testing.assert_array_equal(again.losses, whole.losses)
+        np.testing.assert_array_equal(again.grad_norms, whole.grad_norms)
+        assert again.evaluations == whole.evaluations
+        assert again.test_loss == whole.test_loss
+    assert ticks[0].step == (6 if damage else 20)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wave_that_has_no_room_is_cut(monkeypatch):
     real, widths = many_runs.run_wave, []
 
-    def run_wave(program, plan, texts, points, watch):
+    def run_wave(program, plan, texts, points, *rest):
         widths.append(program.width)
         if program.width > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return real(program, plan, texts, points, watch)
+        return real(program, plan, texts, points, *rest)
 
     monkeypatch.setattr(many_runs, "run_wave", run_wave)
     batches = StreamBatches(TOKENS, 4, 16)

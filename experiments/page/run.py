@@ -17,6 +17,7 @@ from experiments.page.tables import Table, Value, value
 
 SPLITS = {"valid": "validation", "test": "test"}
 MOST_NUMBERS = 8
+RESUMED = ("train", "sweep")  # experiments that have --resume
 LONGEST_TEXT = 100_000  # characters of a text file that are shown
 PLACES = {"run", "resume", "out", "data.data_dir"}  # options that say where, and not what
 
@@ -90,9 +91,9 @@ class Run:
     @property
     def resume(self) -> str:
         """The command that goes on with the run; empty where there is none."""
-        if self.experiment != "train" or self.results is not None:
+        if self.experiment not in RESUMED or self.results is not None:
             return ""
-        return shlex.join(["./launch.sh", "train", f"--run={self.folder}", "--resume"])
+        return shlex.join(["./launch.sh", self.experiment, f"--run={self.folder}", "--resume"])
 
     @property
     def finding(self) -> str:

@@ -59,7 +59,7 @@ class Job:
         prepare_jax(config.data)
         left = [SweepPoint(n, options) for n, options in self.points if not is_done(folder, n)]
         print(f"{len(left)} of {len(self.points)} points to train", flush=True)
-        trainer = Trainer(config)
+        trainer = Trainer(config, folder)
         for record in trainer.train(self.fixed, left, lambda tick: None):
             run_folder.write_json(path_of(folder, record["number"]), record)
             print(f"point {record['number']}: {record['status']}", flush=True)

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from lm.data.batches import make_batches
 from lm.data.corpus import Corpus, load_corpus
 from lm.many_runs import MOST_LANES, Outcome, TrainPoints, make_train_points
 from lm.tasks import COPY_LENGTH, TASKS
+from lm.unfinished import Keep
 from lm.whole_run import Fixed
 
 Record = dict[str, Any]
@@ -31,8 +33,13 @@ TASK_LEARNING_RATE = 1e-3  # of Adam
 class Trainer:
     """Trains points of a sweep; the program of the last group, and its text, are kept."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, folder: Path | None = None):
+        """
+        Args:
+          folder: of the run, where points that are under way are kept; None: nowhere.
+        """
         self._config = config
+        self._keep = Keep(folder / "unfinished") if folder else None
         self._group: tuple[Any, TrainGroup] | None = None
         self._corpus: tuple[Any, Corpus] | None = None
 
@@ -84,6 +91,7 @@ class Trainer:
             evaluate_every=config.evaluate_every,
             steps_per_dispatch=config.steps_per_dispatch,
             sentences=config.data.batching == "sentences",
+            keep=self._keep,
         )
         return lambda points, watch: train_text(config, train, points, watch)
 

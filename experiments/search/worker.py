@@ -40,7 +40,7 @@ def main(folder: Path, cores: list[int], parent: int) -> None:
     prepare_jax(config.data)
     from experiments.search.training import Trainer
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, folder)
     told = 0.0
     taken = 0
 
