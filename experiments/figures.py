@@ -113,6 +113,17 @@ def label_log10(axis: Any) -> None:
     axis.set_ylim(low, high)
 
 
+def label_log10_bar(bar: Any, label: str) -> None:
+    """Label a colour bar that shows log10 with the values themselves."""
+    low, high = bar.vmin, bar.vmax
+    digits = (1, 2, 5) if high - low > 1 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    decades = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+    values = np.asarray([digit * 10.0**decade for decade in decades for digit in digits])
+    inside = values[(np.log10(values) >= low) & (np.log10(values) <= high)]
+    bar.set_ticks(np.log10(inside), labels=[f"{value:g}" for value in inside])
+    bar.set_label(label)
+
+
 def limits_of_lines(axis: Any, room: float = 0.25) -> tuple[float, float]:
     """y limits by the curves, with room for their bands: two seeds' t bands would fill the axis."""
     low, high = axis.get_ylim()

@@ -61,6 +61,24 @@ def is_off(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
 
+# Numbers that change no shape and no program: each may be a traced scalar.
+ALWAYS_TRACED = (
+    *("seed", "learning_rate", "clip", "decay", "beta1", "beta2"),
+    *("forget_bias", "input_scale", "recurrent_gain", "init_range"),
+)
+# Likewise, but 0 leaves out what they are about, which is another program.
+TRACED_UNLESS_0 = (
+    *("momentum", "weight_decay", "activation_penalty", "slowness_penalty"),
+    *("dropout_words", "dropout_input", "dropout_hidden", "dropout_output", "dropout_state"),
+    "weight_drop",
+)
+
+
+def is_traced(name: str, value: Any) -> bool:
+    """Whether an option at this value may be part of a point; else it is part of the program."""
+    return name in ALWAYS_TRACED or (name in TRACED_UNLESS_0 and not is_off(value))
+
+
 def check_limits(name: str, value: Any, limits: Any) -> None:
     """One value against the limits of its option."""
     choices = limits.get("choices")

@@ -21,20 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import model
 from lm.cells import CELLS
-from lm.config import ModelConfig, OptimConfig
+from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, ModelConfig, OptimConfig
 from lm.data.batches import Batches
 from lm.evaluate import Rows, cut_rows, evaluate_sentences, make_forward, perplexity, scan_stream
 from lm.optim import fitting_rate, make_schedule
 from lm.train import TrainState, fill
-from lm.whole_run import (
-    ALWAYS_TRACED,
-    TRACED_UNLESS_0,
-    Fixed,
-    Point,
-    advance,
-    conclude,
-    start,
-)
+from lm.unfinished import Keep, Unfinished
+from lm.whole_run import Fixed, Point, advance, conclude, start
 
 POINTS = "points"  # the mesh axis that a wave is spread over
 MOST_LANES = 64
@@ -93,6 +86,11 @@ class Plan(NamedTuple):
     steps_per_dispatch: int
 
     @property
+    def identity(self) -> Any:
+        """What tells it from another plan on the same texts."""
+        return self.fixed, self.vocabulary, self.batches.batch_size, self[3:]
+
+    @property
     def averages(self) -> bool:
         """Whether what is evaluated is an average of the parameters."""
         return self.fixed.optim.averaging != "none"
@@ -114,12 +112,13 @@ def make_train_points(
     sentences: bool = False,
     lanes: int = 0,
     devices: Sequence[Any] | None = None,
+    keep: Keep | None = None,
 ) -> TrainPoints:
     """Compile whole runs: `train(points, watch)` yields the Outcome of each point.
 
     Outcomes come in the order of the points, wave after wave. `watch` is told after each
     dispatch; what it raises ends the training, and with it the wave that is under way. Calls
-    after the first compile nothing.
+    after the first compile nothing. A wave that a device has no room for is tried as smaller ones.
 
     Args:
       fixed: what is not in a point; a learning rate of 0 is the one that suits the cell.
@@ -133,6 +132,8 @@ def make_train_points(
       sentences: evaluate each sentence for itself.
       lanes: points side by side on a device; 0: chosen, see `measure_lanes`.
       devices: those to use; None: all of this process.
+      keep: where a wave that is under way is kept, to go on from after a kill; its texts and
+        batches must be the same then. None: nowhere.
     """
     rate = fitting_rate(fixed.optim, CELLS[fixed.model.cell].learning_rate)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
@@ -156,20 +157,35 @@ def make_train_points(
 
     def train(points: Sequence[Point], watch: Watch = lambda tick: None) -> Iterator[Outcome]:
         nonlocal chosen
-        points = [complete(point, rate) for point in points]
-        refuse_differing(points)
-        used = min(len(present), len(points))
-        each = math.ceil(len(points) / max(1, used))
-        if not chosen and each > 1 and len(points) * steps >= LONG_WORK:
-            chosen = measure_lanes(lambda lanes: program_of(lanes, used), plan, points, each)
-        usual = 1 if jax.default_backend() == "cpu" else MOST_LANES
-        program = program_of(min(each, chosen or usual), used) if points else None
-        for first in range(0, len(points), program.width if program else 1):
-            assert program is not None
-            wave = points[first : first + program.width]
-            yield from run_wave(program, plan, texts, wave, watch)
+        left = [complete(point, rate) for point in points]
+        refuse_differing(left)
+        used = min(len(present), len(left))
+        each = math.ceil(len(left) / max(1, used))
+        if not chosen and each > 1 and len(left) * steps >= LONG_WORK:
+            chosen = measure_lanes(lambda lanes: program_of(lanes, used), plan, left, each)
+        side_by_side = min(each, chosen or (1 if on_cpu() else MOST_LANES))
+        while left:
+            program = program_of(side_by_side, used)
+            try:
+                outcomes = run_wave(program, plan, texts, left[: program.width], watch, keep)
+            except jax.errors.JaxRuntimeError as error:
+                if side_by_side == 1 or not is_memory_short(error):
+                    raise
+                side_by_side = chosen = max(1, side_by_side // 4)
+                continue
+            del left[: len(outcomes)]
+            yield from outcomes
 
     return train
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def is_memory_short(error: Exception) -> bool:
+    """Whether a device has no room for what it was to do."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def complete(point: Point, rate: float) -> Point:
@@ -297,6 +313,27 @@ class Ledger:
         self._grad_norms: list[np.ndarray] = []
         self._evaluations: list[tuple[int, np.ndarray]] = []
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for `Unfinished`."""
+        return {
+            "alive": self.alive,
+            "step": np.asarray(self.step),
+            "diverged": self._diverged,
+            "last": self._last,
+            "losses": np.concatenate(self._losses, axis=1),
+            "grad_norms": np.concatenate(self._grad_norms, axis=1),
+            "evaluated": np.asarray([step for step, _ in self._evaluations], int),
+            "valid": np.asarray([valid for _, valid in self._evaluations]),
+        }
+
+    def go_on_from(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take in what `arrays` gave before a kill."""
+        self.alive, self.step = arrays["alive"], int(arrays["step"])
+        self._diverged, self._last = arrays["diverged"], arrays["last"]
+        self._losses, self._grad_norms = [arrays["losses"]], [arrays["grad_norms"]]
+        evaluated = map(int, arrays["evaluated"])
+        self._evaluations = list(zip(evaluated, arrays["valid"], strict=True))
+
     def take_steps(self, count: int, metrics: Any, finite: Any) -> Tick:
         """One dispatch of `count` steps. `metrics`: StepMetrics [points, steps]."""
         nats, tokens, norms, finite = jax.device_get(
@@ -356,12 +393,21 @@ class Ledger:
 
 
 def run_wave(
-    program: Program, plan: Plan, texts: Texts, points: Sequence[Point], watch: Watch
+    program: Program,
+    plan: Plan,
+    texts: Texts,
+    points: Sequence[Point],
+    watch: Watch,
+    keep: Keep | None = None,
 ) -> list[Outcome]:
-    """Train the points of one wave from their first step to their last."""
+    """Train the points of one wave from their first step, or from where it is kept, to the last."""
     stacked = program.place(stack_points(points, program.width))
     state, best = program.start(stacked)
     ledger = Ledger(points, program.width)
+    file = Unfinished(keep, repr((plan.identity, program.width, points))) if keep else None
+    if file and (kept := file.load((state, best))):
+        (state, best), arrays = program.place(kept[0]), kept[1]
+        ledger.go_on_from(arrays)
     while ledger.step < plan.steps and ledger.alive.any():
         step, every = ledger.step, plan.evaluate_every
         due = min(plan.steps, (step // every + 1) * every)
@@ -378,8 +424,12 @@ def run_wave(
             state, best = program.conclude(stacked, state, best, *placed)
             if plan.fixed.optim.early_stop:
                 ledger.alive &= ~np.asarray(state.monitor.stalled)
+        if file:
+            file.save_if_due((state, best), ledger.arrays())
         watch(tick)
     test = texts.losses(program, best.params, "test")
+    if file:
+        file.remove()
     return ledger.outcomes(jax.device_get(best.params), jax.device_get(best.step), test)
 
 
@@ -400,7 +450,7 @@ def measure_lanes(
         try:
             took = time_step(program_of(lanes), plan, points)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_memory_short(error):
                 raise
             break
         if took > WORTH * least:

@@ -23,29 +23,12 @@ import jax.numpy as jnp
 import optax
 
 from lm import model
-from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig, is_off
+from lm.config import NOT_REGULARIZED, ModelConfig, OptimConfig, RegularizeConfig
 from lm.monitor import observe
 from lm.optim import Hyper
 from lm.train import StepMetrics, TrainState, init_state, make_steps
 
 Point = Mapping[str, float]  # option -> number
-
-# Numbers that change no shape and no program: each may be a traced scalar.
-ALWAYS_TRACED = (
-    *("seed", "learning_rate", "clip", "decay", "beta1", "beta2"),
-    *("forget_bias", "input_scale", "recurrent_gain", "init_range"),
-)
-# Likewise, but 0 leaves out what they are about, which is another program.
-TRACED_UNLESS_0 = (
-    *("momentum", "weight_decay", "activation_penalty", "slowness_penalty"),
-    *("dropout_words", "dropout_input", "dropout_hidden", "dropout_output", "dropout_state"),
-    "weight_drop",
-)
-
-
-def is_traced(name: str, value: Any) -> bool:
-    """Whether an option at this value may be part of a point; else it is part of the program."""
-    return name in ALWAYS_TRACED or (name in TRACED_UNLESS_0 and not is_off(value))
 
 
 @dataclass(frozen=True)

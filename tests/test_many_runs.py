@@ -12,14 +12,22 @@ from command_line import ROOT
 
 from lm import many_runs, model
 from lm.cells import CELLS
-from lm.config import ModelConfig, OptimConfig, RegularizeConfig
+from lm.config import (
+    ALWAYS_TRACED,
+    TRACED_UNLESS_0,
+    ModelConfig,
+    OptimConfig,
+    RegularizeConfig,
+    is_traced,
+)
 from lm.data.batches import SentenceBatches, StreamBatches
 from lm.evaluate import cut_rows, evaluate_sentences, evaluate_stream, scan_stream
 from lm.many_runs import make_train_points, measure_lanes
 from lm.monitor import observe
 from lm.optim import Hyper, make_schedule
 from lm.train import init_state, make_block, run_blocks
-from lm.whole_run import ALWAYS_TRACED, TRACED_UNLESS_0, Fixed, is_traced
+from lm.unfinished import Keep
+from lm.whole_run import Fixed
 
 V = 13
 TOKENS = np.random.default_rng(0).integers(1, V, 2003).astype(np.int32)
@@ -30,7 +38,12 @@ STEPS, EVERY = 24, 10
 
 def run_alone(fixed, point, batches, every=EVERY, sentences=False):
     """The run as `train` has it, from its own parts, with the point's numbers in its options."""
-    fixed = fixed.at({name: value for name, value in point.items() if name != "seed"})
+    sections = {}
+    for name in ("model", "optim", "regularize"):
+        section = getattr(fixed, name)
+        own = {n: value for n, value in point.items() if hasattr(section, n)}
+        sections[name] = dataclasses.replace(section, **own)
+    fixed = dataclasses.replace(fixed, **sections)
     optim, key = fixed.optim, jax.random.key(point.get("seed", 0))
     state = init_state(key, fixed.model, optim, V, batches.batch_size)
     schedule = make_schedule(optim, batches.steps_per_epoch, STEPS)
@@ -138,6 +151,7 @@ def assert_diverged(outcome):
     assert outcome.evaluations == ()
 
 
+@pytest.mark.whole
 def test_sentences_and_early_stopping():
     """Batches that are padded; runs that stop apart from each other."""
     fixed = Fixed(SMALL, OptimConfig(optimizer="adam", early_stop=True, patience=1))
@@ -201,6 +215,54 @@ def test_scanned_perplexity_is_the_streamed_one(forget_bias, tokens, batch):
     np.testing.assert_allclose(nats.sum(), expected.nats, rtol=1e-5)
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_wave_that_is_killed_goes_on_to_the_same_bits(damage, tmp_path):
+    """At its second dispatch, after an evaluation; from the start where the file is torn."""
+    fixed = Fixed(SMALL, OptimConfig(schedule="plateau", averaging="always", momentum=0.9))
+    options = {"steps": STEPS, "evaluate_every": EVERY, "steps_per_dispatch": 6, "lanes": 2}
+    train, kept = (
+        make_train_points(fixed, SPLITS, V, StreamBatches(TOKENS, 4, 16), **options, keep=keep)
+        for keep in (None, Keep(tmp_path, seconds=0.0))
+    )
+    points = [{"seed": 1, "learning_rate": 0.5}, {"seed": 2, "learning_rate": 1.0}]
+
+    def die(tick):
+        if tick.step == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(kept(points, die))
+    (file,) = tmp_path.iterdir()
+    if damage:
+        file.write_bytes(file.read_bytes()[:5000])
+    ticks = []
+    for again, whole in zip(kept(points, ticks.append), train(points), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+        np.testing.assert_array_equal(again.losses, whole.losses)
+        np.testing.assert_array_equal(again.grad_norms, whole.grad_norms)
+        assert again.evaluations == whole.evaluations
+        assert again.test_loss == whole.test_loss
+    assert ticks[0].step == (6 if damage else 20)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wave_that_has_no_room_is_cut(monkeypatch):
+    real, widths = many_runs.run_wave, []
+
+    def run_wave(program, plan, texts, points, *rest):
+        widths.append(program.width)
+        if program.width > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return real(program, plan, texts, points, *rest)
+
+    monkeypatch.setattr(many_runs, "run_wave", run_wave)
+    batches = StreamBatches(TOKENS, 4, 16)
+    train = make_train_points(PLAIN, {"valid": TOKENS[:300]}, V, batches, steps=2, lanes=5)
+    outcomes = list(train([{"seed": seed} for seed in range(5)]))
+    assert [outcome.point["seed"] for outcome in outcomes] == list(range(5))
+    assert widths == [5, 1, 1, 1, 1, 1]
+
+
 def test_lanes_are_chosen_by_the_clock(monkeypatch):
     """The fastest; a fourfold step that gains nothing ends the search, memory too."""
 
@@ -235,6 +297,9 @@ def test_a_wave_is_spread_over_the_devices():
             )
             points = [*t.PLAIN_POINTS, t.PLAIN_POINTS[0] | {{"seed": 9}}]
             for outcome in train(points):
-                t.assert_same(outcome, t.run_alone(t.PLAIN, outcome.point, batches))
+                if outcome.point["learning_rate"] == 1e38:
+                    t.assert_diverged(outcome)
+                else:
+                    t.assert_same(outcome, t.run_alone(t.PLAIN, outcome.point, batches))
     """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=240)

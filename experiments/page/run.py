@@ -17,8 +17,8 @@ from experiments.page.tables import Table, Value, value
 
 SPLITS = {"valid": "validation", "test": "test"}
 MOST_NUMBERS = 8
+RESUMED = ("train", "ablation", "sweep")  # experiments that have --resume
 LONGEST_TEXT = 100_000  # characters of a text file that are shown
-RESUMABLE = ("train", "ablation")
 PLACES = {"run", "resume", "out", "data.data_dir"}  # options that say where, and not what
 
 
@@ -91,7 +91,7 @@ class Run:
     @property
     def resume(self) -> str:
         """The command that goes on with the run; empty where there is none."""
-        if self.experiment not in RESUMABLE or self.results is not None:
+        if self.experiment not in RESUMED or self.results is not None:
             return ""
         return shlex.join(["./launch.sh", self.experiment, f"--run={self.folder}", "--resume"])
 

@@ -1,0 +1,1 @@
+"""What `sweep` is made of: the options that are swept, their points, and who trains them."""

@@ -1,0 +1,108 @@
+"""The points of a sweep: every combination of its axes, or a sample, and which train together."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.fit.config import with_options
+from experiments.search.space import Axis
+from lm.config import is_traced
+
+MOST_POINTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One training run of a sweep."""
+
+    number: int  # from 0, in the order of the sweep
+    options: Mapping[str, Any]  # what is swept, by name
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that one program serves: they differ in traced numbers alone."""
+
+    fixed: Mapping[str, Any]  # swept options that are part of the program
+    traced: tuple[str, ...]  # swept options that are numbers of each point
+    points: tuple[SweepPoint, ...]
+
+
+def make_points(axes: Sequence[Axis], samples: int, draw_seed: int) -> list[SweepPoint]:
+    """A grid, the last axis fastest; or `samples` draws, each with every seed that is swept.
+
+    Raises:
+      ValueError: a range without a sample to draw, or too many points.
+    """
+    ranges = [axis for axis in axes if not axis.values]
+    if not samples:
+        if ranges:
+            raise ValueError(
+                f"sweep gives {ranges[0].name} a range; wanted how many values of it, as "
+                "log(0.1,30,8), or --samples=40 to draw from it"
+            )
+        check_number(int(np.prod([float(len(axis.values)) for axis in axes])))
+        names = [axis.name for axis in axes]
+        combined: Iterable[tuple[Any, ...]] = itertools.product(*(axis.values for axis in axes))
+        return [
+            SweepPoint(number, dict(zip(names, values, strict=True)))
+            for number, values in enumerate(combined)
+        ]
+    # Seeds are what a mean is over: drawn with the rest, no setting would have two.
+    seeds: tuple[Any, ...] = next((axis.values for axis in axes if axis.name == "seed"), ())
+    drawn = [axis for axis in axes if axis.name != "seed" or not seeds]
+    if not drawn:
+        raise ValueError("samples is given, but seed alone is swept; wanted options to draw")
+    check_number(samples * max(1, len(seeds)))
+    rng = np.random.default_rng(draw_seed)
+    settings = [{axis.name: axis.draw(rng) for axis in drawn} for _ in range(samples)]
+    crossed = [
+        setting | ({"seed": seed} if seeds else {})
+        for setting in settings
+        for seed in (seeds or (None,))
+    ]
+    return [SweepPoint(number, options) for number, options in enumerate(crossed)]
+
+
+def check_number(count: int) -> None:
+    if count > MOST_POINTS:
+        raise ValueError(f"sweep has {count:,} points; wanted at most {MOST_POINTS:,}")
+
+
+def refuse_impossible(
+    config: Any, points: Sequence[SweepPoint], check: Callable[[Any], object]
+) -> dict[int, str]:
+    """Point -> why its options do not go together; empty where all do.
+
+    Args:
+      check: refuses more with a ValueError, given a point's configuration.
+
+    Raises:
+      ValueError: none of the points can be trained.
+    """
+    reasons: dict[int, str] = {}
+    for point in points:
+        try:
+            check(with_options(config, point.options))
+        except ValueError as error:
+            reasons[point.number] = str(error)
+    if len(reasons) == len(points):
+        raise ValueError(f"no point of the sweep can be trained: {next(iter(reasons.values()))}")
+    return reasons
+
+
+def group_points(
+    points: Iterable[SweepPoint], may_be_traced: Callable[[str, Any], bool] = is_traced
+) -> list[Group]:
+    """Points by program, in the order in which they first come."""
+    groups: dict[str, tuple[dict[str, Any], tuple[str, ...], list[SweepPoint]]] = {}
+    for point in points:
+        traced = tuple(n for n, value in point.options.items() if may_be_traced(n, value))
+        fixed = {n: value for n, value in point.options.items() if n not in traced}
+        key = json.dumps(fixed, sort_keys=True)
+        groups.setdefault(key, (fixed, traced, []))[2].append(point)
+    return [Group(fixed, traced, tuple(members)) for fixed, traced, members in groups.values()]

@@ -1,0 +1,425 @@
+"""Sweeps: the little language, points and groups, the table, who trains, and whole commands."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from command_line import ROOT, TINY, assert_one_line, call, command, run, write_book
+from scipy import stats
+
+from experiments import sweep
+from experiments.search import cluster, pool
+from experiments.search.config import Config
+from experiments.search.points import Group, SweepPoint, group_points, make_points
+from experiments.search.pool import HandOut, share_cores
+from experiments.search.space import parse_axes
+from experiments.search.summary import find_settings, format_settings, summarise
+from experiments.search.table import Table, read_rows
+from experiments.search.training import Trainer
+from experiments.train import Config as TrainConfig
+from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, DataConfig
+
+
+def values(text):
+    return {axis.name: list(axis.values) for axis in parse_axes(text, Config())}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed=0:4", {"seed": [0, 1, 2, 3]}),
+        ("seed=0:64:16,3", {"seed": [0, 16, 32, 48, 3]}),
+        ("learning_rate=0.3,1e0,3", {"learning_rate": [0.3, 1.0, 3.0]}),
+        ("learning_rate=log(0.1,10,5)", {"learning_rate": [0.1, 0.316228, 1.0, 3.16228, 10.0]}),
+        ("forget_bias=lin(-1,3,5)", {"forget_bias": [-1.0, 0.0, 1.0, 2.0, 3.0]}),
+        ("hidden_size=lin(16,64,4),100", {"hidden_size": [16, 32, 48, 64, 100]}),
+        ("hidden_size=8,8,9", {"hidden_size": [8, 9]}),
+        ("clip=0.25,inf", {"clip": [0.25, np.inf]}),
+        ("tied=true,False cell=lstm,gru", {"tied": [True, False], "cell": ["lstm", "gru"]}),
+        ("# rates\nclip=1,2  # two\n\nlayers=1:3\n", {"clip": [1, 2], "layers": [1, 2]}),
+    ],
+)  # fmt: skip
+def test_what_is_swept(text, expected):
+    assert values(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ("sweep is empty", "--sweep=")),
+        ("lerning_rate=1", ("'lerning_rate'", "did you mean 'learning_rate'")),
+        ("qqq=1", ("wanted one of", "learning_rate", "hidden_size")),
+        ("learning_rate", ("NAME=VALUES",)),
+        ("learning_rate=1 learning_rate=2", ("learning_rate twice",)),
+        ("learning_rate=fast", ("learning_rate 'fast'", "floats")),
+        ("hidden_size=1.5", ("hidden_size '1.5'", "ints")),
+        ("learning_rate=log(0,1,3)", ("starts above 0",)),
+        ("learning_rate=log(1,0.1,3)", ("not in order",)),
+        ("learning_rate=log(1,10,3,4)", ("log(LOW,HIGH,COUNT)",)),
+        ("learning_rate=log(1)", ("log(LOW,HIGH,COUNT)",)),
+        ("learning_rate=__import__('os')", ("wanted floats",)),
+        ("learning_rate=log(1,10),3", ("alone",)),
+        ("cell=lin(1,2,3)", ("no number",)),
+        ("cell=lstm,gruu", ("did you mean 'gru'",)),
+        ("hidden_size=8,-4", ("hidden_size is -4",)),
+        ("seed=4:4", ("FIRST:STOP",)),
+        ("tied=maybe", ("true or false",)),
+        ("corpus=austen,ptb", ("'corpus'",)),
+        ("cutoffs=1", ("'cutoffs'",)),
+        ("@nowhere.txt", ("nowhere.txt", "No such file")),
+        ("learning_rate=log(1,10)", ("a range", "--samples")),
+        ("seed=0:2000000", ("FIRST:STOP",)),
+        ("tied=true embedding_size=3,5", ("no point of the sweep can be trained", "tied needs")),
+        ("warmup=0.1 schedule=step", ("warmup does nothing", "schedule cosine")),
+        ("dropout_hidden=0.1,0.2", ("one layer",)),
+    ],
+)
+def test_mistakes_in_a_sweep(text, words, tmp_path):
+    done = call("sweep", f"--sweep={text}", f"--run={tmp_path / 'new'}")
+    assert_one_line(done, *words)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sweep=layers=1,2", "--corpus=adding"], ("layers does nothing", "a task")),
+        (["--sweep=seed=0:2", "--corpus=adding", "--optimizer=adam"], ("optimizer does nothing",)),
+        (["--sweep=seed=0:2", "--corpus=copy", "--length=5"], ("copy wants at least 21",)),
+        (["--sweep=seed=0:2", "--corpus=addng"], ("did you mean 'adding'",)),
+        (["--sweep=seed=0:2", "--samples=3"], ("seed alone",)),
+        (["--sweep=seed=0:2", "--executor=slrm"], ("local, slurm",)),
+        (["--resume"], ("resume needs --run",)),
+        (["--resume", "--run=nowhere"], ("nowhere holds no run",)),
+        (["--sweep=seed=0:2", "--corpus=missing/file.txt"], ("no such file",)),
+    ],
+)
+def test_mistakes_beside_a_sweep(flags, words):
+    assert_one_line(call("sweep", *flags), *words)
+
+
+def test_a_grid_is_every_combination():
+    points = make_points(parse_axes("layers=1,2 seed=0:3", Config()), 0, 0)
+    assert [point.number for point in points] == list(range(6))
+    assert [tuple(point.options.values()) for point in points] == [
+        (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2),
+    ]  # fmt: skip
+
+
+def test_a_sample_is_drawn_from_ranges_and_crossed_with_seeds():
+    text = "learning_rate=log(1e-4,1) forget_bias=lin(-1,1) hidden_size=lin(8,64) cell=rnn,gru"
+    axes = parse_axes(f"{text} seed=3:5", Config())
+    points = make_points(axes, 400, draw_seed=7)
+    assert points == make_points(axes, 400, draw_seed=7) != make_points(axes, 400, draw_seed=8)
+    assert [point.options["seed"] for point in points] == [3, 4] * 400
+    for one, other in zip(points[::2], points[1::2], strict=True):
+        assert {**one.options, "seed": 4} == other.options
+    drawn = {name: [point.options[name] for point in points[::2]] for name in points[0].options}
+    logs = np.log10(drawn["learning_rate"])
+    assert stats.kstest(logs, stats.uniform(-4, 4).cdf).pvalue > 1e-3
+    assert stats.kstest(drawn["forget_bias"], stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert all(isinstance(size, int) and 8 <= size <= 64 for size in drawn["hidden_size"])
+    assert 150 < drawn["cell"].count("gru") < 250
+
+
+def test_points_of_one_program_differ_in_numbers_alone():
+    text = "learning_rate=1,2 hidden_size=8,16 dropout_output=0,0.5,0.2 seed=0:2"
+    groups = group_points(make_points(parse_axes(text, Config()), 0, 0))
+    assert [group.fixed for group in groups] == [
+        {"hidden_size": 8, "dropout_output": 0.0},
+        {"hidden_size": 8},
+        {"hidden_size": 16, "dropout_output": 0.0},
+        {"hidden_size": 16},
+    ]
+    assert [len(group.points) for group in groups] == [4, 8, 4, 8]
+    sentences = Config(data=DataConfig(batching="sentences"))
+    assert not sentences.may_be_traced("seed", 1)  # the order of its sentences is the seed's
+    assert sentences.may_be_traced("clip", 1.0)
+    assert all(Config().may_be_traced(name, 0.5) for name in (*ALWAYS_TRACED, *TRACED_UNLESS_0))
+
+
+def test_workers_keep_to_a_program_and_help_where_most_is_left():
+    groups = [
+        Group({"layers": k}, (), tuple(SweepPoint(10 * k + i, {}) for i in range(count)))
+        for k, count in enumerate([3, 5, 1])
+    ]
+    handing = HandOut(groups)
+
+    def take(worker, width=1):
+        given = handing.take(worker, width)
+        return given and [point.number for point in given[1]]
+
+    assert [take(0), take(1), take(0), take(1)] == [[0], [10], [1], [11]]
+    assert take(0) == [2]
+    assert take(0) == [20]  # nobody is at that one
+    assert take(0) == [12]  # the longest
+    assert take(1, width=9) == [13, 14]
+    assert not handing
+    assert take(0) is None
+    handing.put_back(groups[1], groups[1].points[:2])
+    assert [take(0, width=9), take(1, width=9)] == [[10], [11]]
+
+
+def test_workers_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr(pool, "has_accelerator", lambda: False)
+    assert share_cores(0, 100) == [[0], [1], [2], [3], [4]]
+    assert share_cores(2, 100) == [[0, 2, 4], [1, 3]]
+    assert share_cores(0, 2) == [[0, 2, 4], [1, 3]]
+    assert share_cores(7, 100) == [[]] * 7
+    monkeypatch.setattr(pool, "has_accelerator", lambda: True)
+    assert share_cores(0, 100) == [[]]
+
+
+def test_the_table_keeps_what_is_written(tmp_path):
+    points = make_points(parse_axes("tied=true,false clip=1,inf", Config()), 0, 0)
+    with Table(tmp_path, ("tied", "clip")) as table:
+        table.create(points)
+        table.record({"number": 0, "status": "finished", "valid": np.inf, "curve": [[1, 2.5]]})
+        table.record({"number": 1, "status": "diverged", "error": "at step 3"})
+        table.record({"number": 2, "status": "failed", "error": "out of memory"})
+        assert table.left() == {2, 3}
+        table.create(points)  # of a sweep that goes on
+    with Table(tmp_path, ("tied", "clip")) as table:
+        table.record({"number": 2, "status": "finished", "valid": 3.0})
+    rows = read_rows(tmp_path)
+    assert [row["status"] for row in rows] == ["finished", "diverged", "finished", "waiting"]
+    assert [(row["tied"], row["clip"]) for row in rows] == [
+        (1, 1),
+        (1, np.inf),
+        (0, 1),
+        (0, np.inf),
+    ]
+    assert rows[0]["valid"] == np.inf
+    assert rows[0]["curve"] == [[1, 2.5]]
+    assert rows[2]["error"] is None  # of the attempt before
+    (tmp_path / "sweep.sqlite").write_bytes(b"no table" * 999)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_rows(tmp_path)
+
+
+def row(number, clip, seed, valid, status="finished"):
+    found = {"number": number, "clip": clip, "seed": seed, "status": status, "error": None}
+    return found | {"valid": valid, "test": valid and valid + 1}
+
+
+def test_settings_are_means_over_seeds_with_their_interval():
+    rows = [
+        *(row(k, 1.0, k, 100.0 + k) for k in range(4)),
+        *(row(4 + k, 2.0, k, 90.0) for k in range(3)),
+        row(7, 2.0, 3, None, "diverged"),
+        row(8, 3.0, 0, None, "failed"),
+        row(9, 4.0, 0, None, "waiting"),
+    ]
+    best, partly, none = find_settings(rows, ("clip", "seed"), "valid")
+    assert (best.options, best.mean, best.unfinished) == ({"clip": 1.0}, 101.5, 0)
+    half = stats.t.ppf(0.975, 3) * np.std([0, 1, 2, 3], ddof=1) / 2
+    np.testing.assert_allclose(best.half, half)
+    assert (partly.options, partly.mean, partly.unfinished) == ({"clip": 2.0}, 90.0, 1)
+    assert none.scores == ()
+    found = summarise(rows, ("clip", "seed"), "valid", "validation perplexity")
+    assert found["finding"] == "validation perplexity 101.5 ±2.1 (4 seeds) at clip 1"
+    assert found["best"]["test perplexity"] == 102.5
+    assert (found["finished"], found["diverged"], found["failed"], found["waiting"]) == (7, 1, 1, 1)
+    assert "102.5" in format_settings(found)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    return write_book(tmp_path_factory.mktemp("text"))
+
+
+def here(folder, config, groups):
+    """An executor in this process."""
+    trainer = Trainer(config)
+    for group in groups:
+        for record in trainer.train(group.fixed, group.points, lambda tick: None):
+            yield {"say": "record", "record": record}
+
+
+SMALL = [*TINY[2:], "--hidden_size=8", "--embedding_size=8"]
+
+
+def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeypatch):
+    """One diverges, one is refused, one breaks; then the one that broke alone is trained."""
+    trained = []
+
+    def breaking(folder, config, groups):
+        for message in here(folder, config, groups):
+            trained.append(message["record"]["number"])
+            if len(trained) == 3:
+                message["record"] = {"number": trained[-1], "status": "failed", "error": "it broke"}
+            yield message
+
+    monkeypatch.setitem(sweep.EXECUTORS, "local", breaking)
+    folder = tmp_path / "s"
+    flags = ["--sweep=tied=true,false embedding_size=8,9 learning_rate=1,1e38 seed=0:2"]
+    flags += ["--steps=6", f"--corpus={book}", "--clip=inf", *SMALL[:-1]]
+    done = call("sweep", *flags, f"--run={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "4 of 16 points cannot be trained: tied needs embedding_size" in done.stdout
+    rows = read_rows(folder)
+    status = [row["status"] for row in rows]
+    assert status.count("failed") == 5
+    assert status.count("diverged") == 5
+    assert all(row["valid"] > 1 for row in rows if row["status"] == "finished")
+    assert "not finite at step" in next(r["error"] for r in rows if r["status"] == "diverged")
+    for name in ("sweep", "sweep_map", "sweep_parallel"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+    page = (folder / "report.html").read_text()
+    assert "it broke" in page
+    assert "validation perplexity" in page
+    finished = {row["number"]: row["finished_at"] for row in rows if row["status"] != "failed"}
+    broken = trained[2]
+    trained.clear()
+    monkeypatch.setitem(sweep.EXECUTORS, "local", breaking)
+    assert_one_line(call("sweep", f"--run={folder}", "--resume", "--clip=1"), "clip is 1")
+    done = call("sweep", f"--run={folder}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert trained == [broken]
+    rows = read_rows(folder)
+    assert rows[broken]["status"] in ("finished", "diverged")
+    assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()
+
+
+def test_what_goes_wrong_in_training_is_a_record(monkeypatch, capsys):
+    def breaking(points, watch):
+        yield {"number": points[0].number, "status": "finished", "valid": 2.0}
+        raise RuntimeError("out of\nmemory")
+
+    trainer = Trainer(Config())
+    monkeypatch.setattr(trainer, "_program", lambda fixed: breaking)
+    points = [SweepPoint(number, {}) for number in (4, 5, 6)]
+    good, *bad = trainer.train({}, points, lambda tick: None)
+    assert (good["number"], good["status"]) == (4, "finished")
+    error = {"status": "failed", "error": "RuntimeError: out of memory"}
+    assert bad == [{"number": 5, **error}, {"number": 6, **error}]
+    assert "Traceback" in capsys.readouterr().err  # for the worker's log
+
+
+def test_a_sweep_on_a_task(tmp_path, monkeypatch):
+    monkeypatch.setitem(sweep.EXECUTORS, "local", here)
+    flags = ["--sweep=learning_rate=0.01,0.02 forget_bias=1 seed=0:2", "--corpus=adding"]
+    flags += ["--length=6", "--steps=20", "--hidden_size=4", "--batch_size=8"]
+    done = call("sweep", *flags, f"--run={tmp_path / 's'}")
+    assert done.returncode == 0, done.stderr
+    assert "4 points to train, one program" in done.stdout
+    assert "loss after training" in done.stdout
+    rows = read_rows(tmp_path / "s")
+    assert all(0 < row["loss"] < 2 and row["status"] == "finished" for row in rows)
+    assert len({row["loss"] for row in rows}) == 4
+
+
+def start(*flags):
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command("sweep", *flags), cwd=ROOT, text=True, **both)
+
+
+def wait_for(folder, count, status="finished"):
+    for _ in range(1200):
+        path = folder / "sweep.sqlite"
+        if path.exists():
+            try:
+                with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+                    query = "select count(*) from points where status = ?"
+                    if db.execute(query, [status]).fetchone()[0] >= count:
+                        return
+            except sqlite3.OperationalError:
+                pass
+        time.sleep(0.05)
+    raise AssertionError
+
+
+@pytest.mark.whole
+def test_a_sweep_that_is_killed_goes_on_and_its_points_are_runs_of_train(book, tmp_path):
+    """Kill -9 of the command, then of a worker, then Ctrl-C; no finished point is trained again."""
+    folder = tmp_path / "s"
+    options = ["--steps=1500", "--evaluate_every=500", f"--corpus={book}", "--schedule=constant"]
+    flags = [
+        "--sweep=learning_rate=0.2,0.5 hidden_size=8,12 seed=0:3",
+        *options,
+        *SMALL[:-2],
+        SMALL[-1],
+    ]
+    first = start(*flags, f"--run={folder}")
+    wait_for(folder, 2)
+    first.kill()
+    first.wait()
+    finished = {
+        r["number"]: r["finished_at"] for r in read_rows(folder) if r["status"] == "finished"
+    }
+    second = start(f"--run={folder}", "--resume")
+    wait_for(folder, len(finished) + 1)
+    listed = subprocess.run(
+        ["pgrep", "-P", str(second.pid), "-f", "experiments.search.worker"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    wait_for(folder, len(finished) + 3)
+    second.send_signal(signal.SIGINT)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    assert "points are done; go on with: ./launch.sh sweep --run=" in said
+    third = run("sweep", f"--run={folder}", "--resume")
+    assert third.returncode == 0, third.stderr
+    assert "12 finished of 12 points" in third.stdout
+    rows = read_rows(folder)
+    assert all(row["status"] == "finished" for row in rows)
+    assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()
+    point = ["--learning_rate=0.5", "--hidden_size=12", "--seed=1", *SMALL[:-2], SMALL[-1]]
+    alone = run("train", f"--run={tmp_path / 'alone'}", *point, *options)
+    assert alone.returncode == 0, alone.stderr
+    results = json.loads((tmp_path / "alone" / "results.json").read_text())
+    (same,) = (r for r in rows if (r["learning_rate"], r["hidden_size"], r["seed"]) == (0.5, 12, 1))
+    for split in ("valid", "test"):
+        np.testing.assert_allclose(same[split], results[split]["perplexity"], rtol=1e-3)
+    assert same["best_step"] == results["step"]
+
+
+@pytest.mark.whole
+def test_jobs_of_a_cluster_that_die_are_sent_again(book, tmp_path, monkeypatch):
+    """submitit's own executor for one machine in place of Slurm; the job dies once, at a point."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "CLUSTER", "local")
+    monkeypatch.setattr(cluster, "LOOK_AT_JOBS", 1.0)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folder = tmp_path / "s"
+    flags = ["--sweep=learning_rate=1,1e38 seed=0:3", "--executor=slurm", "--jobs=2", "--clip=inf"]
+    flags += ["--steps=800", f"--corpus={book}", *SMALL]
+    killed = []
+
+    def kill_one():
+        asked = ["pgrep", "-f", f"submitit.core._submit {folder.resolve()}"]
+        pids = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+        if pids and not killed and list((folder / "points").glob("*.json")):
+            killed.extend(pids)
+            for pid in pids:
+                os.kill(int(pid), signal.SIGKILL)
+
+    real = cluster.is_done
+
+    def is_done(*arguments):
+        kill_one()
+        return real(*arguments)
+
+    monkeypatch.setattr(cluster, "is_done", is_done)
+    done = call("sweep", *flags, f"--run={folder}")
+    assert done.returncode == 0, done.stderr
+    assert killed
+    assert [row["status"] for row in read_rows(folder)] == ["finished"] * 3 + ["diverged"] * 3
+
+
+def test_every_option_of_train_is_one_of_sweep_or_left_out_on_purpose():
+    """What a sweep leaves out: several seeds, checkpoints, logs, starts, a model over devices."""
+    from experiments.fit.continuation import flat
+
+    missing = flat(TrainConfig()).keys() - flat(Config()).keys()
+    one_run = {"list_recipes", "seeds", "start", "checkpoint_every", "log_gradient_flow"}
+    assert missing == one_run | {"mesh", "coordinator", "processes", "process"}
