@@ -180,7 +180,7 @@ def run(config: Config) -> Path:
 def stored_config(config: Config, folder: Path) -> Config:
     """The options of the run to go on with; those typed beside --resume must be the same."""
     stored = run_folder.read_config(folder, Config)
-    refuse_changes(config, stored, "begin a new run")
+    refuse_changes(config, stored, PLACES, "begin a new run")
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
     return dataclasses.replace(stored, run=config.run, data=data, resume=True)

@@ -34,7 +34,7 @@ from typing import Any
 
 from experiments import figures, report, run_folder
 from experiments.fit.config import with_options
-from experiments.fit.continuation import flat
+from experiments.fit.continuation import PLACES, flat, refuse_changes
 from experiments.fit.signals import StopOnSignal
 from experiments.search import cluster, pool, table
 from experiments.search.board import Board
@@ -53,7 +53,7 @@ from experiments.search.training import TASK_STEPS, describe, failure
 from lm.cells import CELLS
 
 # Options that may change when a sweep goes on: who trains, and where the text lies.
-HOW = ("run", "resume", "executor", "workers", "retries", "data_dir", "cache_dir", *cluster_names())
+HOW = ("executor", "workers", "retries", *PLACES, *cluster_names())
 EXECUTORS = {"local": pool.train_locally, "slurm": cluster.train_on_slurm}
 
 
@@ -101,13 +101,8 @@ def stored_config(config: Config) -> Config:
             f"{folder} holds no sweep, or one of another version; wanted the folder that "
             "./launch.sh sweep made"
         ) from None
-    typed, made = flat(config), flat(stored)
-    for name in config.given:
-        if name in typed and name not in HOW and typed[name] != made[name]:
-            raise ValueError(
-                f"{name} is {typed[name] or 'empty'}, but the sweep was made with "
-                f"{made[name] or 'none'} and goes on with it; leave the flag out, or sweep anew"
-            )
+    refuse_changes(config, stored, HOW, "sweep anew")
+    typed = flat(config)
     changed = {name: typed[name] for name in config.given if name in HOW and name in typed}
     return dataclasses.replace(with_options(stored, changed), run=config.run, resume=True)
 

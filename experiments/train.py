@@ -95,7 +95,8 @@ def stored_config(config: Config) -> Config:
             f"run {folder} was imported, without the state of its training; wanted a new run with "
             f"--start={folder}"
         )
-    refuse_changes(config, stored, f"train on in a new run with --start={config.run}")
+    free = (*PLACES, *(field.name for field in dataclasses.fields(DevicesConfig)))
+    refuse_changes(config, stored, free, f"train on in a new run with --start={config.run}")
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
     mesh = config.devices.mesh if "mesh" in config.given else stored.devices.mesh

@@ -86,3 +86,11 @@ def test_chunks_are_even_and_within_the_limit(rows, words):
     chunk = loss.chunk_rows(rows, words)
     assert chunk == 1 or chunk * words * 4 <= loss.LOGITS_BYTES
     assert (-(-rows // chunk)) * chunk - rows < -(-rows // chunk)
+
+
+def test_other_backends_take_larger_chunks(monkeypatch):
+    rows, words = 5600, 10_000
+    assert loss.chunk_rows(rows, words) * words * 4 <= loss.LOGITS_BYTES
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert loss.chunk_rows(rows, words) == rows
+    assert loss.chunk_rows(10 * rows, words) * words * 4 <= loss.DEVICE_LOGITS_BYTES

@@ -51,6 +51,9 @@ def test_several_steps_a_round_are_the_same_steps(time, monkeypatch, x64):
     one = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
     monkeypatch.setattr(recurrence, "steps_a_round", lambda: 5)
     five = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
+    assert "unroll=5" in str(jax.make_jaxpr(lambda x: unroll(cell, params, state, x))(x))
+    backward = jax.grad(lambda x: jnp.sum(unroll(cell, params, state, x)[1]))
+    assert str(jax.make_jaxpr(backward)(x)).count("unroll=5") == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13), one, five)
 
 

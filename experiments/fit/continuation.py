@@ -1,28 +1,28 @@
 """What a run that goes on must find as it left it: its options and its text."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from experiments import run_folder
-from experiments.fit.devices import DevicesConfig
 from lm.config import ModelConfig
 from lm.data.corpus import Corpus
 
 PLACES = ("data_dir", "cache_dir")  # options of the data that may change: a corpus may have moved
-DEVICES = tuple(field.name for field in dataclasses.fields(DevicesConfig))  # so may the machine
 
 
-def refuse_changes(given: Any, stored: Any, otherwise: str) -> None:
+def refuse_changes(given: Any, stored: Any, free: Collection[str], otherwise: str) -> None:
     """A resumed run keeps its options: one that was typed must be what it was made with.
 
     Args:
       given, stored: Configs of one experiment, with `given`, the names of what was typed.
+      free: options that may change, beside `run` and `resume`.
       otherwise: what to do for another value, for the message.
     """
     typed, made = flat(given), flat(stored)
     for name in given.given:
-        if name in ("run", "resume", *PLACES, *DEVICES) or name not in typed:
+        if name in ("run", "resume", *free) or name not in typed:
             continue
         if typed[name] != made[name]:
             raise ValueError(
