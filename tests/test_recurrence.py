@@ -28,7 +28,7 @@ def gradients(run, params, state, x, mask, probe=None):
         return jnp.sum(h * weights) + sum(jnp.sum(jnp.sin(leaf)) for leaf in last)
 
     argnums = (0, 1, 2) if probe is None else (0, 1, 2, 3)
-    return jax.value_and_grad(loss, argnums=argnums)(params, state, x, probe)
+    return jax.jit(jax.value_and_grad(loss, argnums=argnums))(params, state, x, probe)
 
 
 @pytest.mark.parametrize("masked", [False, True])
