@@ -224,8 +224,10 @@ def main(config_class: type[Config], run: Callable[[Config], object], doc: str |
     import jax  # not before: --help answers without it
 
     from experiments.compiled import keep_compiled
+    from experiments.cores import count_as_devices
     from lm.data.corpus import cache_folder
 
+    count_as_devices()
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     if everywhere.compilation_cache:
         keep_compiled(cache_folder(getattr(config, "data", DataConfig())))

@@ -34,10 +34,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import run_folder
-from experiments.fit.company import ALONE, Company, join
+from experiments.fit.company import ALONE, Company, join, lay_out
 from experiments.fit.continuation import PLACES, check_corpus, check_start, refuse_changes
 from experiments.fit.devices import DevicesConfig
 from experiments.fit.drawing import plot, plot_seeds
@@ -54,7 +55,7 @@ from lm.data.batches import make_batches
 from lm.data.corpus import SPLITS, Corpus, load_corpus
 from lm.data.vocabulary import UNKNOWN_ID
 from lm.evaluate import Evaluation
-from lm.mesh import own_rows
+from lm.mesh import cores_worth, own_rows
 from lm.train import NotFiniteError, TrainState
 
 
@@ -116,6 +117,10 @@ def run_one(
         vocabulary = run_folder.read_vocabulary(folder)
     with company.in_turn(), corpus_bar() if company.first else nullcontext() as bar:
         corpus = load_corpus(config.data, vocabulary, bar)
+    mesh = settle_mesh(config, folder, len(corpus.vocabulary))
+    if mesh != config.devices.mesh:
+        config = dataclasses.replace(config, devices=DevicesConfig(mesh=mesh))
+        company = dataclasses.replace(company, mesh=lay_out(config.devices))
     # Before there is a folder: a text that is too short, and another model to start from.
     rows = own_rows(company.mesh, config.data.batch_size)
     batches = make_batches(corpus.splits["train"], config.data, config.seed, rows)
@@ -126,6 +131,8 @@ def run_one(
     else:
         folder = Path(company.share(str(begin_folder(config, corpus)) if company.first else ""))
     company.say(describe(corpus))
+    if company.mesh is not None:
+        company.say(f"the rows of a batch are spread over {company.mesh.size} devices")
     evaluate = make_evaluate(config, corpus, company.mesh)
     start = trained.params if trained else None
     with Checkpoints(folder / "checkpoints") as checkpoints, Startup(began) as startup:
@@ -141,6 +148,20 @@ def run_one(
     if company.first:
         conclude(folder, state, int(last.step), found, corpus.vocabulary.level)
     return folder
+
+
+def settle_mesh(config: Config, folder: Path | None, vocabulary: int) -> str:
+    """What --mesh says, or did when the run was begun; without it, the cores of a CPU that pay."""
+    if config.devices.mesh:
+        return config.devices.mesh
+    if folder:
+        return run_folder.read_config(folder, Config).devices.mesh or "data=1"
+    devices, rows = jax.local_devices(), config.data.batch_size
+    if devices[0].platform != "cpu":
+        return "data=1"
+    init = partial(model.init, config=config.model, vocabulary=vocabulary)
+    parameters = model.count_parameters(jax.eval_shape(init, jax.random.key(0)))
+    return f"data={cores_worth(len(devices), rows, rows * config.data.length, parameters)}"
 
 
 def begin_folder(config: Config, corpus: Corpus) -> Path:

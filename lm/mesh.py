@@ -24,6 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"  # of a mesh: the devices that the rows are spread over
 
+# When the cores of a CPU had better take a share of the rows each: measured for two of them.
+MOST_PARAMETERS = 500  # for each token of the batch: each core sums and updates all parameters
+LEAST_ROWS = 8  # on each: narrower products take nearly as long
+
 # How an array lies over the devices. They stand where arrays do, in records made for those.
 EVERYWHERE: Any = PartitionSpec()  # whole on each
 BY_ROW: Any = PartitionSpec(AXIS)  # [B, ...]
@@ -34,6 +38,22 @@ IN_BLOCK: Any = PartitionSpec(None, None, AXIS)  # [steps, T, B]
 def make_mesh(devices: Sequence[Any]) -> Mesh:
     """The devices in a row, those of a process side by side."""
     return Mesh(np.asarray(devices), (AXIS,))
+
+
+def cores_worth(cores: int, rows: int, tokens: int, parameters: int) -> int:
+    """How many cores of a CPU, as devices, train a model the fastest.
+
+    One is the answer for a large model: all cores work on its products together, and the gradient
+    is summed in place. The recurrence of a small one is too short a piece of work for that.
+
+    Args:
+      rows, tokens: of a batch; the devices divide the rows.
+      parameters: of the model.
+    """
+    if parameters > MOST_PARAMETERS * tokens:
+        return 1
+    most = min(cores, rows // LEAST_ROWS)
+    return next((count for count in range(most, 1, -1) if rows % count == 0), 1)
 
 
 def total(x: Any, axis: str | None) -> Any:

@@ -1,5 +1,6 @@
 """Four devices against one, in a process that has them: `test_mesh.py` runs this file by pytest."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,6 +9,10 @@ import numpy as np
 import pytest
 from compiled_loops import loop_lines
 
+from experiments.fit.config import Config
+from experiments.fit.devices import DevicesConfig
+from experiments.run_folder import write_start
+from experiments.train import settle_mesh
 from lm import model
 from lm.checkpoint import Checkpoints
 from lm.config import DataConfig, ModelConfig, OptimConfig, RegularizeConfig
@@ -194,6 +199,19 @@ def test_a_second_dispatch_compiles_nothing(caplog):
     with jax.log_compiles():
         go_on(state, block, batches)
     assert not [r for r in caplog.records if "Compiling jit(run_steps)" in r.getMessage()]
+
+
+def test_a_run_is_spread_over_cores_where_they_pay_and_stays_as_it_was_begun(tmp_path):
+    text = DataConfig(batch_size=32, length=100)
+    small = Config(data=text, model=SMALL)
+    assert settle_mesh(small, None, V) == "data=4"
+    assert settle_mesh(small, None, 100_000) == "data=1"
+    for mesh, kept in (("data=2", "data=2"), ("", "data=1")):  # a run older than this has none
+        begun = dataclasses.replace(small, run=str(tmp_path), devices=DevicesConfig(mesh=mesh))
+        write_start(tmp_path, begun, {})
+        assert settle_mesh(small, tmp_path, V) == kept
+    typed = dataclasses.replace(small, devices=DevicesConfig(mesh="data=all"))
+    assert settle_mesh(typed, tmp_path, V) == "data=all"
 
 
 def test_rows_that_devices_do_not_divide_are_refused():

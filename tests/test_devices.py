@@ -94,7 +94,7 @@ def test_flags_say_all_or_nothing():
     [
         (["--mesh=model=2"], ["mesh is model=2", "data=4"]),
         (["--mesh=data=0"], ["mesh is data=0"]),
-        (["--mesh=data=64"], ["there are 1 cpu devices", "JAX_NUM_CPU_DEVICES=64"]),
+        (["--mesh=data=640"], [" cpu devices; wanted at most", "JAX_NUM_CPU_DEVICES=640"]),
         (["--processes=2"], ["without a mesh", "--mesh=data=N"]),
         (["--mesh=data=2", "--coordinator=here"], ["HOST:PORT"]),
         (["--mesh=data=2", "--processes=2", "--process=2"], ["process is 2 of 2", "0 to 1"]),

@@ -11,6 +11,7 @@ from command_line import ROOT
 
 from lm.config import DataConfig
 from lm.data.batches import make_batches
+from lm.mesh import cores_worth
 
 TOKENS = np.random.default_rng(0).integers(0, 20, 1003).astype(np.int32)
 
@@ -28,6 +29,21 @@ def test_on_four_devices(which):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "tokens", "parameters", "count"),
+    [
+        (2, 32, 8192, 135_000, 2),
+        (2, 20, 700, 4_600_000, 1),  # too large a model
+        (2, 15, 8192, 135_000, 1),  # too few rows for two
+        (8, 40, 8192, 135_000, 5),  # what divides the rows
+        (64, 23, 8192, 135_000, 1),
+        (1, 32, 8192, 135_000, 1),
+    ],
+)
+def test_cores_of_a_cpu_that_pay(cores, rows, tokens, parameters, count):
+    assert cores_worth(cores, rows, tokens, parameters) == count
 
 
 @pytest.mark.parametrize(

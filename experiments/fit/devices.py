@@ -24,7 +24,7 @@ class DevicesConfig:
     mesh: str = option(
         "",
         "devices that share the rows of each batch: data=4, or data=all for those that there are; "
-        "empty: one device",
+        "empty: one, or the cores of a CPU where the batch is large beside the model",
     )
     coordinator: str = option(
         "",

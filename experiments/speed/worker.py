@@ -42,9 +42,13 @@ class Worker:
         if name != "torch":
             import jax
 
+            from experiments.cores import count_as_devices
+
+            own = name in ("ours", "ours10")
+            if own:
+                count_as_devices()
             # Ours has a bfloat16 of its own, as `train --precision` does.
-            own = name in ("ours", "ours10") and precision == "bfloat16"
-            default = PRECISIONS["float32" if own else precision]
+            default = PRECISIONS["float32" if own and precision == "bfloat16" else precision]
             jax.config.update("jax_default_matmul_precision", default)
             jax.block_until_ready(jax.numpy.zeros(1))  # the device's own memory is no one's model
 

@@ -1,4 +1,7 @@
-"""Ours, as a user's training run does it: lm.train's state and step, one step a dispatch."""
+"""Ours, as a user's training run does it: lm.train's state and step, one step a dispatch.
+
+As in `train`, a small model's rows are spread over the cores of a CPU.
+"""
 
 import dataclasses
 from functools import partial
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.speed.contestants.program import Arrays, JaxProgram, own
 from experiments.speed.work import Work, draw_batch, draw_layer_batch
@@ -15,10 +19,11 @@ from lm.cells import CELLS
 from lm.config import ModelConfig, OptimConfig
 from lm.data.batches import Batch
 from lm.interop.pytorch import export_layer, export_model, import_layer, import_model
-from lm.model import init_carry
+from lm.mesh import EVERYWHERE, cores_worth, make_mesh, place, shardings
+from lm.model import Params, count_parameters, init_carry
 from lm.optim import Hyper
 from lm.recurrence import unroll
-from lm.train import TrainState, init_state, train_step
+from lm.train import BATCH, STATE, TrainState, init_state, place_state, train_step
 
 
 def model_config(work: Work) -> ModelConfig:
@@ -43,13 +48,30 @@ def first_state(work: Work, weights: Arrays) -> TrainState:
     return found
 
 
+def find_mesh(work: Work, params: Params) -> Mesh | None:
+    """The cores of a CPU where `train` would spread the rows over them."""
+    size, devices = work.size, jax.local_devices()
+    if devices[0].platform != "cpu":
+        return None
+    tokens = size.batch * size.length
+    count = cores_worth(len(devices), size.batch, tokens, count_parameters(params))
+    return make_mesh(devices[:count]) if count > 1 else None
+
+
 def make_step(work: Work, weights: Arrays, steps: int = 1) -> JaxProgram:
     """lm.train.train_step, compiled with its state donated; more than one step in a scan."""
     config, optim = model_config(work), OptimConfig(clip=work.clip)
-    one_step = partial(train_step, config, optim, optax.constant_schedule(1.0))
+    state = first_state(work, weights)
+    mesh = find_mesh(work, state.params)
+    one_step = partial(train_step, config, optim, optax.constant_schedule(1.0), mesh=mesh)
     inputs, targets = draw_batch(work)
     batch = Batch(inputs, targets, None, np.asarray(False))
     hyper = Hyper(jnp.float32(work.learning_rate), jnp.float32(work.clip))
+    laid_out = None
+    if mesh is not None:
+        state, batch = place_state(state, mesh), place(mesh, batch, BATCH)
+        hyper = place(mesh, hyper, EVERYWHERE)
+        laid_out = shardings(mesh, (STATE, EVERYWHERE))
 
     def several(state: Any, hyper: Any, batch: Any) -> Any:
         def body(state: Any, _: None) -> Any:
@@ -62,11 +84,7 @@ def make_step(work: Work, weights: Arrays, steps: int = 1) -> JaxProgram:
         return metrics.nats / metrics.tokens, export_model(config, state.params)
 
     return JaxProgram(
-        one_step if steps == 1 else several,
-        first_state(work, weights),
-        (hyper, batch),
-        read,
-        steps,
+        one_step if steps == 1 else several, state, (hyper, batch), read, steps, mesh, laid_out
     )
 
 

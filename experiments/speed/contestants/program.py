@@ -74,14 +74,22 @@ class JaxProgram:
         inputs: tuple[Any, ...],
         read: Callable[[Any, Any], tuple[Any, Arrays]],
         steps: int = 1,
+        mesh: Any = None,
+        out_shardings: Any = None,
     ):
-        """`read` gives (loss, arrays) of a state and the value that came with it."""
+        """`read` gives (loss, arrays) of a state and the value that came with it.
+
+        Args:
+          mesh: of the devices that state and inputs are laid out over; None: one.
+          out_shardings: of what the function returns.
+        """
         import jax
 
         self.steps = steps
+        self._devices = 1 if mesh is None else mesh.size
         self._state = state
         self._inputs = jax.tree.map(jax.numpy.asarray, inputs)
-        self._jitted = jax.jit(function, donate_argnums=0)
+        self._jitted = jax.jit(function, donate_argnums=0, out_shardings=out_shardings)
         self._compiled: Any = None
         self._value: Any = None
         self._read = read
@@ -102,7 +110,7 @@ class JaxProgram:
     def peak_bytes(self) -> int:
         use = self._compiled.memory_analysis()
         held = use.argument_size_in_bytes + use.output_size_in_bytes + use.temp_size_in_bytes
-        return int(held - use.alias_size_in_bytes)
+        return self._devices * int(held - use.alias_size_in_bytes)
 
 
 def make_step_program(network: Network, work: Work) -> JaxProgram:
