@@ -14,6 +14,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.devices()  # one of a CPU, whatever a command that is called in this process would make of it
 
 
 def pytest_configure(config):
