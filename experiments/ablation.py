@@ -94,6 +94,9 @@ def check(config: Config) -> None:
             f"study is {config.study} on the task {corpus}, whose networks have one layer; "
             "wanted a text"
         )
+    for name in config.given:
+        if name in study.fixes:
+            raise ValueError(f"{name} is what study {config.study} sets itself; leave it out")
     if corpus == "noise":
         raise ValueError("corpus is noise, from which nothing is learnt; wanted a text or a task")
     if config.on_task:
@@ -108,9 +111,6 @@ def check(config: Config) -> None:
         refuse_idle_options(
             TrainConfig(data=config.data, model=config.model, optim=config.optim, given=typed)
         )
-    for name in config.given:
-        if name in study.fixes:
-            raise ValueError(f"{name} is what study {config.study} sets itself; leave it out")
     stream = config.data.batching == "stream" and not config.data.random_length
     if config.study in ("truncation", "length") and not stream:
         raise ValueError(

@@ -23,6 +23,15 @@ def count_as_devices() -> None:
 
     Where JAX has computed already its devices stay what they are.
     """
+    count(usable_cores())
+
+
+def leave_uncounted() -> None:
+    """A CPU is one device after all."""
+    count(1)
+
+
+def count(devices: int) -> None:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         with suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", usable_cores())
+            jax.config.update("jax_num_cpu_devices", devices)
