@@ -149,10 +149,6 @@ def test_generic_door_sees_what_the_engine_sees(layer):
     assert np.all(through.state[0] == -np.inf)
 
 
-def cell_name(cell):
-    return next(name for name in CELLS if CELLS[name] is cell)
-
-
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
 def test_generic_weights_of_each_row(layer):
     cell, params, state, x, d_h = layer

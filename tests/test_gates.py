@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_names import EACH_CELL
 from test_cells import random_layer
 from test_gradients import LINEAR, linear_curve
 
@@ -69,7 +70,7 @@ def test_saturation_in_the_limits(bias, low, high):
         assert np.all(found.low + found.high <= 1)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EACH_CELL)
 def test_activations_are_those_of_the_step(name, x64):
     """The states are the plain step's, and the gates are those that made them."""
     cell = CELLS[name]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cell_names import EACH_CELL
 
 from lm import model, optim
 from lm.config import ModelConfig, OptimConfig
@@ -41,7 +42,7 @@ def to_oracle(params):
     }
 
 
-@pytest.mark.parametrize("cell", sorted(oracles.STEPS))
+@pytest.mark.parametrize("cell", EACH_CELL)
 @pytest.mark.parametrize("tied", [False, True])
 def test_nats_and_perplexity_equal_the_oracle(cell, tied):
     """Two layers, one row, float32 against the float64 loop."""
@@ -259,7 +260,7 @@ def test_clipping_outside_the_range_of_a_square(scale):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("cell", sorted(oracles.STEPS))
+@pytest.mark.parametrize("cell", EACH_CELL)
 def test_training_starts_near_the_uniform_loss(cell, tied):
     config = ModelConfig(cell=cell, tied=tied)
     tokens = np.random.default_rng(0).integers(0, 1000, (2, 20, 8)).astype(np.int32)
