@@ -161,19 +161,20 @@ def test_what_jobs_have_done_counts_for_every_executor(slurm, tmp_path, monkeypa
     slurm.set_queue("7_0", "7_1", "99")
     known = [{"job": "7_0", "points": [0, 1]}, {"job": "7_1", "points": [2, 5]}]
     run_folder.write_json(folder / "jobs.json", [*known, {"job": "6", "points": [3, 4]}])
-    finish(folder, 2, 3)
+    finish(folder, 2)
     finish(folder, 4, status="failed")
     sent = len(slurm.called("sbatch"))
     unsure = call("sweep", f"--run={folder}", "--resume")  # which jobs run is not known
     assert_one_line(unsure, "squeue of Slurm does not answer (down)", "--resume")
     assert len(slurm.called("sbatch")) == sent
     slurm.set_trouble()
+    finish(folder, 3)
     done = call("sweep", f"--run={folder}", "--resume", "--executor=local")
     assert done.returncode == 0, done.stderr
     assert trained == [0, 1, 4, 5]
     assert slurm.queue == ["99"]
-    assert "2 jobs of before are in the queue still: cancelled" in done.stdout
-    assert "2 points were finished by jobs of before" in done.stdout
+    assert "jobs of before in the queue still: 2; cancelled" in done.stdout
+    assert "points that jobs of before have finished: 1" in done.stdout
     assert [row["valid"] for row in read_rows(folder)] == [None, None, 2.0, 2.0, None, None]
 
 

@@ -122,7 +122,7 @@ def finished_before(folder: Path, left: set[int], *, wait: bool) -> Iterator[dic
         found += 1
         yield record
     if found:
-        print(f"{found} points were finished by jobs of before", flush=True)
+        print(f"points that jobs of before have finished: {found}", flush=True)
 
 
 def train_on_slurm(
@@ -225,7 +225,7 @@ def adopt(folder: Path, groups: Sequence[Group], left: set[int]) -> list[Part]:
         logs = folder / "logs" / known["job"].split("_")[0]
         sent: Any = submitit.SlurmJob(logs, known["job"])
         parts.append(Part(Job(points_of(group, numbers), group.fixed), sent))
-    print(f"{len(parts)} jobs of before are in the queue still", flush=True)
+    print(f"jobs of before in the queue still: {len(parts)}; they are waited for", flush=True)
     return parts
 
 
@@ -237,7 +237,7 @@ def withdraw(folder: Path, left: set[int]) -> None:
     try:
         alive = noted & (read_queue() or set())
         if alive:
-            print(f"{len(alive)} jobs of before are in the queue still: cancelled", flush=True)
+            print(f"jobs of before in the queue still: {len(alive)}; cancelled", flush=True)
             ask_slurm("scancel", *sorted(alive))
         until = time.monotonic() + ENDING
         while alive and time.monotonic() < until:
