@@ -188,7 +188,7 @@ kill_sweep
 ! empty || fail "it left no job behind"
 
 log "resumed"
-"$root/launch.sh" sweep --run="$run" --resume 2>&1 | tee "$work/resumed.out"
+"$root/launch.sh" sweep --run="$run" --resume 2>"$work/resumed.err" | tee "$work/resumed.out"
 grep -q "jobs of before in the queue still: .; they are waited for" "$work/resumed.out" || fail "it adopted no job"
 log "$(finished "$run") of 12 points finished"
 ls "$run" "$run/points"
@@ -203,24 +203,27 @@ status=0
 cat "$work/refused.err"
 [ "$status" = 2 ] && [ "$(wc -l <"$work/refused.err")" = 1 ] || fail "wanted one line and status 2"
 
-log "a sweep that is killed, and resumed on this machine"
+log "a sweep of longer points that is killed, and resumed on this machine"
 run=$work/taken
-"$root/launch.sh" sweep --sweep="learning_rate=0.3,3 seed=0:2" "${options[@]}" --run="$run" \
-  >"$work/taken.out" 2>&1 &
+"$root/launch.sh" sweep --sweep="learning_rate=0.3,3 seed=0:3" "${options[@]}" --steps=80000 \
+  --run="$run" >"$work/taken.out" 2>&1 &
 sweeper=$!
 started+=("$sweeper")
 await 120 under_way "$run" || { cat "$work/taken.out" >&2; fail "no point was finished"; }
 kill_sweep
-"$root/launch.sh" sweep --run="$run" --resume --executor=local 2>&1 | tee "$work/taken.out"
+"$root/launch.sh" sweep --run="$run" --resume --executor=local 2>"$work/taken.err" |
+  tee "$work/taken.out"
 grep -q "jobs of before in the queue still: .; cancelled" "$work/taken.out" || fail "no job cancelled"
 grep -q "points that jobs of before have finished: " "$work/taken.out" || fail "nothing was taken over"
-[ "$(finished "$run")" = 4 ] || fail "the sweep is not complete"
+grep -q "points to train" "$work/taken.out" || fail "nothing was left to be trained here"
+[ "$(finished "$run")" = 6 ] || fail "the sweep is not complete"
 empty || fail "jobs are left over"
 
 log "srun -n 2: one model, two tasks with a device each"
 export JAX_NUM_CPU_DEVICES=1
 train=("$root/launch.sh" train "${small[@]}" --steps=60 --steps_per_dispatch=5 --learning_rate=1)
-srun -n 2 "${train[@]}" --mesh=data=all --run="$work/two" 2>&1 | tee "$work/two.out"
+srun -n 2 "${train[@]}" --mesh=data=all --run="$work/two" 2>"$work/two.err" | tee "$work/two.out"
+grep -hE "spread over|first step" "$work"/two.*
 "${train[@]}" --mesh=data=1 --run="$work/one" >"$work/one.out" 2>&1
 "$python" - "$work/one" "$work/two" <<'PY'
 import json, pathlib, sys

@@ -119,11 +119,11 @@ def test_trouble_of_slurm_that_passes_ends_nothing(slurm, tmp_path, capsys):
 
 
 def test_a_sweep_that_slurm_refuses_says_so_and_goes_on(slurm, tmp_path, monkeypatch):
-    """In one line; the same folder goes on with another partition."""
+    """In one line; the folder goes on with another partition: all programs' jobs in one array."""
     monkeypatch.setattr(sweep, "conclude", lambda *_: None)
     folder = tmp_path / "s"
-    flags = ["--sweep=seed=0:4", f"--corpus={write_book(tmp_path)}", *TINY, f"--run={folder}"]
-    flags += ["--executor=slurm", "--jobs=2", "--partition=nope"]
+    flags = ["--sweep=seed=0:3 layers=1,2", f"--corpus={write_book(tmp_path)}", *TINY]
+    flags += [f"--run={folder}", "--executor=slurm", "--jobs=2", "--partition=nope"]
     trouble = "invalid partition specified: nope", "Batch job submission failed"
     slurm.set_trouble(*trouble)
     refused = call("sweep", *flags)
@@ -131,16 +131,16 @@ def test_a_sweep_that_slurm_refuses_says_so_and_goes_on(slurm, tmp_path, monkeyp
     slurm.set_trouble()
 
     def finish_all(*_):  # while the sweep looks at its watch
-        finish(folder, *range(4), valid=np.inf)
+        finish(folder, *range(6), valid=np.inf)
         return 1.0
 
     monkeypatch.setattr(cluster.time, "sleep", finish_all)
     done = call("sweep", f"--run={folder}", "--resume", "--partition=all")
     assert done.returncode == 0, done.stderr
-    assert [row["valid"] for row in read_rows(folder)] == [np.inf] * 4
+    assert [row["valid"] for row in read_rows(folder)] == [np.inf] * 6
     script = next((folder / "logs").glob("**/*submission.sh")).read_text()
     assert "--partition=all\n" in script
-    assert "--array=0-1%2\n" in script
+    assert "--array=0-3%2\n" in script
 
 
 def test_what_jobs_have_done_counts_for_every_executor(slurm, tmp_path, monkeypatch):
