@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from experiments import run_folder
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint
@@ -171,7 +173,7 @@ def follow(
                         yield {"say": "record", "record": failure(number, why)}
                 except SlurmError as error:  # it may pass, and what jobs there are train on
                     if str(error) not in told:
-                        print(f"{error}; tried again", file=sys.stderr, flush=True)
+                        tqdm.write(f"{error}; tried again", file=sys.stderr)
                     told.add(str(error))
                 note_jobs(folder, parts)
             time.sleep(PATIENCE)
@@ -320,7 +322,7 @@ def renew(
             continue
         part.sent = send(folder, config, [part.work])[0].sent
         part.deaths, part.missing = part.deaths + 1, 0
-        print(f"{gone}; {len(waiting)} points to do: sent again", file=sys.stderr, flush=True)
+        tqdm.write(f"{gone}; points to do: {len(waiting)}; sent again", file=sys.stderr)
 
 
 def read_queue() -> set[str] | None:
