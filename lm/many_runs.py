@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
     @property
     def identity(self) -> Any:
-        """What tells it from another plan on the same texts."""
+        """What tells it from another plan on the same texts and batches."""
         return self.fixed, self.vocabulary, self.batches.batch_size, self[3:]
 
     @property
@@ -132,8 +132,8 @@ def make_train_points(
       sentences: evaluate each sentence for itself.
       lanes: points side by side on a device; 0: chosen, see `measure_lanes`.
       devices: those to use; None: all of this process.
-      keep: where a wave that is under way is kept, to go on from after a kill; its texts and
-        batches must be the same then. None: nowhere.
+      keep: where a wave that is under way is kept, to go on from after a kill. It names the
+        texts and batches, which must be the same then. None: nowhere.
     """
     rate = fitting_rate(fixed.optim, CELLS[fixed.model.cell].learning_rate)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
@@ -404,7 +404,8 @@ def run_wave(
     stacked = program.place(stack_points(points, program.width))
     state, best = program.start(stacked)
     ledger = Ledger(points, program.width)
-    file = Unfinished(keep, repr((plan.identity, program.width, points))) if keep else None
+    identity = repr((keep and keep.reads, plan.identity, program.width, points))
+    file = Unfinished(keep, identity) if keep else None
     if file and (kept := file.load((state, best))):
         (state, best), arrays = program.place(kept[0]), kept[1]
         ledger.go_on_from(arrays)

@@ -13,7 +13,7 @@ from command_line import ROOT, TINY, assert_one_line, call, command, run, write_
 from scipy import stats
 
 from experiments import sweep
-from experiments.search import cluster, pool
+from experiments.search import cluster, pool, training
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint, group_points, make_points
 from experiments.search.pool import HandOut, share_cores
@@ -300,6 +300,29 @@ def test_what_goes_wrong_in_training_is_a_record(monkeypatch, capsys):
     error = {"status": "failed", "error": "RuntimeError: out of memory"}
     assert bad == [{"number": 5, **error}, {"number": 6, **error}]
     assert "Traceback" in capsys.readouterr().err  # for the worker's log
+
+
+def test_groups_that_read_differently_keep_their_waves_apart(book, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(training, "make_train_points", lambda *_, keep, **__: made.append(keep))
+
+    def keep_of(config=Config(data=DataConfig(corpus=str(book))), **fixed):
+        Trainer(config, tmp_path)._program(fixed)
+        return made[-1]
+
+    sentences = Config(data=DataConfig(corpus=str(book), batching="sentences"))
+    different = [
+        keep_of(),
+        *(keep_of(length=length) for length in (5, 10)),
+        keep_of(random_length=True),
+        keep_of(random_length=True, seed=1),
+        keep_of(level="char"),
+        *(keep_of(sentences, seed=seed) for seed in (0, 1)),
+        keep_of(sentences, sentences="prose", seed=1),
+        keep_of(min_count=2),
+    ]
+    assert len(set(different)) == len(different)
+    assert keep_of(hidden_size=3) == keep_of(data_dir="moved", cache_dir="too") == keep_of()
 
 
 def test_a_sweep_on_a_task(tmp_path, monkeypatch):
