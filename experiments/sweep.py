@@ -150,7 +150,7 @@ def train_points(
     spent, began, processor = Spent(), time.monotonic(), time.process_time()
     if not points:
         return spent
-    groups = group_points(points, config.may_be_traced)
+    groups = group_points(points, config)
     of = {point.number: point for point in points}
     programs = "one program" if len(groups) == 1 else f"{len(groups)} programs"
     print(f"{len(points)} points to train, {programs}: {folder}", flush=True)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import model
 from lm.cells import CELLS
-from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, ModelConfig, OptimConfig
+from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, ModelConfig, OptimConfig, is_traced
 from lm.data.batches import Batches
 from lm.evaluate import Rows, cut_rows, evaluate_sentences, make_forward, perplexity, scan_stream
 from lm.optim import fitting_rate, make_schedule
@@ -157,7 +157,7 @@ def make_train_points(
 
     def train(points: Sequence[Point], watch: Watch = lambda tick: None) -> Iterator[Outcome]:
         nonlocal chosen
-        left = [complete(point, rate) for point in points]
+        left = [complete(point, rate, fixed.model.init) for point in points]
         refuse_differing(left)
         used = min(len(present), len(left))
         each = math.ceil(len(left) / max(1, used))
@@ -188,13 +188,16 @@ def is_memory_short(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
-def complete(point: Point, rate: float) -> Point:
+def complete(point: Point, rate: float, init: str) -> Point:
     """A point as it is trained: with a seed, and for a learning rate of 0 the fitting one.
+
+    Args:
+      init: how the weights start.
 
     Raises:
       ValueError: it names an option that runs of one program cannot differ in.
     """
-    known = (*ALWAYS_TRACED, *TRACED_UNLESS_0)
+    known = [name for name in (*ALWAYS_TRACED, *TRACED_UNLESS_0) if is_traced(name, 1.0, init)]
     for name in point:
         if name not in known:
             raise ValueError(

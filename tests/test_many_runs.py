@@ -193,6 +193,10 @@ def test_what_no_point_may_hold():
     with pytest.raises(ValueError, match="wanted the same options"):
         list(train([{"clip": 1.0}, {"forget_bias": 1.0}]))
     assert list(train([])) == []
+    uniform = Fixed(dataclasses.replace(SMALL, init="uniform"), PLAIN.optim)
+    train = make_train_points(uniform, SPLITS, V, StreamBatches(TOKENS, 4, 16), steps=2)
+    with pytest.raises(ValueError, match="recurrent_gain, in which runs of one program"):
+        list(train([{"recurrent_gain": 1.0}]))
 
 
 def test_traced_options_are_options():
@@ -251,12 +255,9 @@ def test_a_kept_wave_is_of_its_program_its_points_and_what_they_read(tmp_path, m
     """Programs that differ in their batches alone share a folder, as the groups of a sweep do."""
     made = []
 
-    class Stop(Exception):
-        pass
-
     def unfinished(keep, identity):
         made.append(identity)
-        raise Stop
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(many_runs, "Unfinished", unfinished)
     program = SimpleNamespace(width=1, place=lambda tree: tree, start=lambda stacked: (0, 0))
@@ -264,7 +265,7 @@ def test_a_kept_wave_is_of_its_program_its_points_and_what_they_read(tmp_path, m
 
     def name(plan=plan, seed=0, **changes):
         keep = Keep(tmp_path)._replace(**changes)
-        with pytest.raises(Stop):
+        with pytest.raises(KeyboardInterrupt):
             many_runs.run_wave(program, plan, None, [{"seed": seed}], lambda tick: None, keep)
         return made[-1]
 

@@ -94,6 +94,7 @@ def test_mistakes_in_a_sweep(text, words, tmp_path):
         (["--sweep=seed=0:2", "--corpus=addng"], ("did you mean 'adding'",)),
         (["--sweep=seed=0:2", "--samples=3"], ("seed alone",)),
         (["--sweep=seed=0:2", "--executor=slrm"], ("local, slurm",)),
+        (["--sweep=seed=0:2", "--recipe=awd_lstm_finetune"], ("awd_lstm_finetune trains on",)),
         (["--resume"], ("resume needs --run",)),
         (["--resume", "--run=nowhere"], ("nowhere holds no run",)),
         (["--sweep=seed=0:2", "--corpus=missing/file.txt"], ("no such file",)),
@@ -129,7 +130,7 @@ def test_a_sample_is_drawn_from_ranges_and_crossed_with_seeds():
 
 def test_points_of_one_program_differ_in_numbers_alone():
     text = "learning_rate=1,2 hidden_size=8,16 dropout_output=0,0.5,0.2 seed=0:2"
-    groups = group_points(make_points(parse_axes(text, Config()), 0, 0))
+    groups = group_points(make_points(parse_axes(text, Config()), 0, 0), Config())
     assert [group.fixed for group in groups] == [
         {"hidden_size": 8, "dropout_output": 0.0},
         {"hidden_size": 8},
@@ -143,9 +144,40 @@ def test_points_of_one_program_differ_in_numbers_alone():
     assert all(Config().may_be_traced(name, 0.5) for name in (*ALWAYS_TRACED, *TRACED_UNLESS_0))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "batching=stream,sentences seed=0:2",
+            [
+                {"batching": "stream"},
+                {"batching": "sentences", "seed": 0},
+                {"batching": "sentences", "seed": 1},
+            ],
+        ),
+        (
+            "seed=0:2 random_length=true,false",
+            [
+                {"seed": 0, "random_length": True},
+                {"random_length": False},
+                {"seed": 1, "random_length": True},
+            ],
+        ),
+        (
+            "init=scaled,uniform recurrent_gain=1 input_scale=1",
+            [{"init": "scaled"}, {"init": "uniform", "recurrent_gain": 1.0, "input_scale": 1.0}],
+        ),
+    ],
+)
+def test_what_is_traced_is_asked_of_the_point_itself(text, expected):
+    """Whose batches may be its seed's, or whose weights may know no scale."""
+    groups = group_points(make_points(parse_axes(text, Config()), 0, 0), Config())
+    assert [group.fixed for group in groups] == expected
+
+
 def test_workers_keep_to_a_program_and_help_where_most_is_left():
     groups = [
-        Group({"layers": k}, (), tuple(SweepPoint(10 * k + i, {}) for i in range(count)))
+        Group({"layers": k}, tuple(SweepPoint(10 * k + i, {}) for i in range(count)))
         for k, count in enumerate([3, 5, 1])
     ]
     handing = HandOut(groups)
@@ -306,19 +338,19 @@ def test_groups_that_read_differently_keep_their_waves_apart(book, tmp_path, mon
     made = []
     monkeypatch.setattr(training, "make_train_points", lambda *_, keep, **__: made.append(keep))
 
-    def keep_of(config=Config(data=DataConfig(corpus=str(book))), **fixed):
+    def keep_of(batching="stream", **fixed):
+        config = Config(data=DataConfig(corpus=str(book), batching=batching))
         Trainer(config, tmp_path)._program(fixed)
         return made[-1]
 
-    sentences = Config(data=DataConfig(corpus=str(book), batching="sentences"))
     different = [
         keep_of(),
         *(keep_of(length=length) for length in (5, 10)),
         keep_of(random_length=True),
         keep_of(random_length=True, seed=1),
         keep_of(level="char"),
-        *(keep_of(sentences, seed=seed) for seed in (0, 1)),
-        keep_of(sentences, sentences="prose", seed=1),
+        *(keep_of("sentences", seed=seed) for seed in (0, 1)),
+        keep_of("sentences", sentences="prose", seed=1),
         keep_of(min_count=2),
     ]
     assert len(set(different)) == len(different)

@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments.fit.config import with_options
 from experiments.search.space import Axis
-from lm.config import is_traced
 
 MOST_POINTS = 1_000_000
 
@@ -27,8 +26,7 @@ class SweepPoint:
 class Group:
     """Points that one program serves: they differ in traced numbers alone."""
 
-    fixed: Mapping[str, Any]  # swept options that are part of the program
-    traced: tuple[str, ...]  # swept options that are numbers of each point
+    fixed: Mapping[str, Any]  # swept options that are part of the program; the rest are traced
     points: tuple[SweepPoint, ...]
 
 
@@ -95,14 +93,16 @@ def refuse_impossible(
     return reasons
 
 
-def group_points(
-    points: Iterable[SweepPoint], may_be_traced: Callable[[str, Any], bool] = is_traced
-) -> list[Group]:
-    """Points by program, in the order in which they first come."""
-    groups: dict[str, tuple[dict[str, Any], tuple[str, ...], list[SweepPoint]]] = {}
+def group_points(points: Iterable[SweepPoint], config: Any) -> list[Group]:
+    """Points by program, in the order in which they first come.
+
+    Args:
+      config: of the sweep. What may be traced is asked of each point's own.
+    """
+    groups: dict[str, tuple[dict[str, Any], list[SweepPoint]]] = {}
     for point in points:
-        traced = tuple(n for n, value in point.options.items() if may_be_traced(n, value))
-        fixed = {n: value for n, value in point.options.items() if n not in traced}
+        own = with_options(config, point.options)
+        fixed = {n: v for n, v in point.options.items() if not own.may_be_traced(n, v)}
         key = json.dumps(fixed, sort_keys=True)
-        groups.setdefault(key, (fixed, traced, []))[2].append(point)
-    return [Group(fixed, traced, tuple(members)) for fixed, traced, members in groups.values()]
+        groups.setdefault(key, (fixed, []))[1].append(point)
+    return [Group(fixed, tuple(members)) for fixed, members in groups.values()]
