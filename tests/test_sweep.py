@@ -128,6 +128,23 @@ def test_a_sample_is_drawn_from_ranges_and_crossed_with_seeds():
     assert 150 < drawn["cell"].count("gru") < 250
 
 
+def test_no_setting_is_drawn_twice():
+    axes = parse_axes("cell=rnn,gru,lstm hidden_size=8,16 seed=0:2", Config())
+    points = make_points(axes, 6, 0)
+    assert {json.dumps(point.options) for point in points} == {
+        json.dumps(point.options) for point in make_points(axes, 0, 0)
+    }
+    assert len(make_points(parse_axes("layers=lin(1,5)", Config()), 5, 0)) == 5
+    drawn = make_points(parse_axes("layers=lin(1,3) tied=true,false", Config()), 5, 0)
+    assert len({tuple(point.options.values()) for point in drawn}) == 5
+    for text, samples, there_are in [
+        ("cell=rnn,gru seed=0:9", 3, "make 2 settings"),
+        ("layers=lin(1,3)", 4, "make 3 settings"),
+    ]:
+        with pytest.raises(ValueError, match=f"samples is {samples}, .* {there_are}"):
+            make_points(parse_axes(text, Config()), samples, 0)
+
+
 def test_points_of_one_program_differ_in_numbers_alone():
     text = "learning_rate=1,2 hidden_size=8,16 dropout_output=0,0.5,0.2 seed=0:2"
     groups = group_points(make_points(parse_axes(text, Config()), 0, 0), Config())

@@ -64,8 +64,9 @@ class Config:
     )
     samples: int = option(
         0,
-        "random search: how many settings to draw from the values, or from lin(LOW,HIGH) and "
-        "log(LOW,HIGH); each is trained with every seed of the sweep. 0: the whole grid",
+        "random search: how many different settings to draw from the values, or from "
+        "lin(LOW,HIGH) and log(LOW,HIGH); each is trained with every seed of the sweep. 0: the "
+        "whole grid",
         least=0,
     )
     draw_seed: int = option(0, "of the random search's draws", least=0)
