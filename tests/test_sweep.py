@@ -1,11 +1,13 @@
 """Sweeps: the little language, points and groups, the table, who trains, and whole commands."""
 
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from command_line import ROOT, TINY, assert_one_line, call, command, run, write_
 from scipy import stats
 
 from experiments import sweep
-from experiments.search import cluster, pool, training
+from experiments.search import cluster, pool, table, training
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint, group_points, make_points
 from experiments.search.pool import HandOut, share_cores
@@ -227,15 +229,15 @@ def test_workers_share_the_cores(monkeypatch):
 
 def test_the_table_keeps_what_is_written(tmp_path):
     points = make_points(parse_axes("tied=true,false clip=1,inf", Config()), 0, 0)
-    with Table(tmp_path, ("tied", "clip")) as table:
-        table.create(points)
-        table.record({"number": 0, "status": "finished", "valid": np.inf, "curve": [[1, 2.5]]})
-        table.record({"number": 1, "status": "diverged", "error": "at step 3"})
-        table.record({"number": 2, "status": "failed", "error": "out of memory"})
-        assert table.left() == {2, 3}
-        table.create(points)  # of a sweep that goes on
-    with Table(tmp_path, ("tied", "clip")) as table:
-        table.record({"number": 2, "status": "finished", "valid": 3.0})
+    with Table(tmp_path, ("tied", "clip")) as rows:
+        rows.create(points)
+        rows.record({"number": 0, "status": "finished", "valid": np.inf, "curve": [[1, 2.5]]})
+        rows.record({"number": 1, "status": "diverged", "error": "at step 3"})
+        rows.record({"number": 2, "status": "failed", "error": "out of memory"})
+        assert rows.left() == {2, 3}
+        rows.create(points)  # of a sweep that goes on
+    with Table(tmp_path, ("tied", "clip")) as rows:
+        rows.record({"number": 2, "status": "finished", "valid": 3.0})
     rows = read_rows(tmp_path)
     assert [row["status"] for row in rows] == ["finished", "diverged", "finished", "waiting"]
     assert [(row["tied"], row["clip"]) for row in rows] == [
@@ -247,9 +249,40 @@ def test_the_table_keeps_what_is_written(tmp_path):
     assert rows[0]["valid"] == np.inf
     assert rows[0]["curve"] == [[1, 2.5]]
     assert rows[2]["error"] is None  # of the attempt before
-    (tmp_path / "sweep.sqlite").write_bytes(b"no table" * 999)
+
+
+def test_a_table_that_is_of_no_use_is_said_in_a_line(tmp_path, monkeypatch):
+    """Another sweep's, locked, full, damaged; at whatever is asked of it."""
+    monkeypatch.setattr(table, "PATIENCE", 0.0)
+    points = [SweepPoint(number, {"clip": 1.0 + number}) for number in range(2)]
+    path, result = tmp_path / "sweep.sqlite", {"number": 0, "status": "finished"}
+    with Table(tmp_path, ("clip",)) as rows:
+        rows.create(points)
+        for others in (points[:1], [points[0], SweepPoint(1, {"clip": 3.0})]):
+            with pytest.raises(ValueError, match="other points than the options"):
+                rows.create(others)
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("begin exclusive")
+            with pytest.raises(ValueError, match=r"locked.*no other process"):
+                rows.record(result)
+        rows._db.execute("pragma max_page_count = 2")
+        with pytest.raises(ValueError, match=r"full.*room on the disk"):
+            rows.record(result | {"error": "long" * 9999})
+        assert rows.left() == {0, 1}
+        rows.record(result)
+        assert rows.left() == {1}
+    path.write_bytes(b"no table" * 999)
     with pytest.raises(ValueError, match="is damaged"):
         read_rows(tmp_path)
+    with Table(tmp_path, ("clip",)) as rows:
+        for ask in (
+            rows.rows,
+            rows.left,
+            partial(rows.create, points),
+            partial(rows.record, result),
+        ):
+            with pytest.raises(ValueError, match=r"is damaged.*sweep anew"):
+                ask()
 
 
 def row(number, clip, seed, valid, status="finished"):
