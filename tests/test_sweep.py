@@ -15,6 +15,7 @@ from command_line import ROOT, TINY, assert_one_line, call, command, run, write_
 from scipy import stats
 
 from experiments import sweep
+from experiments.run_folder import read_config
 from experiments.search import cluster, pool, table, training
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint, group_points, make_points
@@ -297,6 +298,7 @@ def test_settings_are_means_over_seeds_with_their_interval():
         row(7, 2.0, 3, None, "diverged"),
         row(8, 3.0, 0, None, "failed"),
         row(9, 4.0, 0, None, "waiting"),
+        row(10, 5.0, 0, None, "refused"),
     ]
     best, partly, none = find_settings(rows, ("clip", "seed"), "valid")
     assert (best.options, best.mean, best.unfinished) == ({"clip": 1.0}, 101.5, 0)
@@ -307,7 +309,10 @@ def test_settings_are_means_over_seeds_with_their_interval():
     found = summarise(rows, ("clip", "seed"), "valid", "validation perplexity")
     assert found["finding"] == "validation perplexity 101.5 ±2.1 (4 seeds) at clip 1"
     assert found["best"]["test perplexity"] == 102.5
-    assert (found["finished"], found["diverged"], found["failed"], found["waiting"]) == (7, 1, 1, 1)
+    counts = {"finished": 7, "diverged": 1, "failed": 1, "refused": 1, "waiting": 1}
+    assert counts.items() <= found.items()
+    assert [row["point"] for row in found["failures"]] == [8]
+    assert [row["point"] for row in found["refusals"]] == [10]
     assert "102.5" in format_settings(found)
 
 
@@ -340,14 +345,19 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
 
     monkeypatch.setitem(sweep.EXECUTORS, "local", breaking)
     folder = tmp_path / "s"
-    flags = ["--sweep=tied=true,false embedding_size=8,9 learning_rate=1,1e38 seed=0:2"]
+    (tmp_path / "what.txt").write_text(
+        "tied=true,false embedding_size=8,9\nlearning_rate=1,1e38 seed=0:2"
+    )
+    flags = [f"--sweep=@{tmp_path / 'what.txt'}"]
     flags += ["--steps=6", f"--corpus={book}", "--clip=inf", *SMALL[:-1]]
     done = call("sweep", *flags, f"--run={folder}")
     assert done.returncode == 0, done.stderr
     assert "4 of 16 points cannot be trained: tied needs embedding_size" in done.stdout
     rows = read_rows(folder)
     status = [row["status"] for row in rows]
-    assert status.count("failed") == 5
+    assert (status.count("refused"), status.count("failed")) == (4, 1)
+    assert ", 1 failed, 4 refused of 16 points" in done.stdout
+    assert done.stderr.endswith("sweep: 1 point failed; --resume tries again\n")
     assert status.count("diverged") == 5
     assert all(row["valid"] > 1 for row in rows if row["status"] == "finished")
     assert "not finite at step" in next(r["error"] for r in rows if r["status"] == "diverged")
@@ -356,14 +366,19 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
     page = (folder / "report.html").read_text()
     assert "it broke" in page
     assert "validation perplexity" in page
-    finished = {row["number"]: row["finished_at"] for row in rows if row["status"] != "failed"}
+    ended = ("finished", "diverged")
+    finished = {row["number"]: row["finished_at"] for row in rows if row["status"] in ended}
     broken = trained[2]
     trained.clear()
     monkeypatch.setitem(sweep.EXECUTORS, "local", breaking)
     assert_one_line(call("sweep", f"--run={folder}", "--resume", "--clip=1"), "clip is 1")
-    done = call("sweep", f"--run={folder}", "--resume")
+    # The file says what the sweep does, and where the text lies may change.
+    again = [f"--run={folder}", "--resume", f"--sweep=@{tmp_path / 'what.txt'}"]
+    done = call("sweep", *again, "--data_dir=moved", "--workers=1")
     assert done.returncode == 0, done.stderr
+    assert "1 point to train, one program" in done.stdout
     assert trained == [broken]
+    assert read_config(folder, Config).data.data_dir == "moved"
     rows = read_rows(folder)
     assert rows[broken]["status"] in ("finished", "diverged")
     assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()

@@ -21,7 +21,7 @@ from experiments.search.points import SweepPoint
 NAME = "sweep.sqlite"
 PATIENCE = 60.0  # seconds that another process is waited for
 RESULTS = {
-    "status": "text not null default 'waiting'",  # waiting, finished, diverged, failed
+    "status": "text not null default 'waiting'",  # or finished, diverged, failed, refused
     "valid": "real",  # perplexity of the best parameters
     "test": "real",
     "loss": "real",  # on a task, after training, and there the share of wrong answers
