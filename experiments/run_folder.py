@@ -153,6 +153,12 @@ def write_start(folder: Path, config: Any, corpus: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", {"command": command, "config": dataclasses.asdict(config)})
 
 
+def rewrite_config(folder: Path, config: Any) -> None:
+    """The configuration of a run that goes on, changed as it may be; its command stays."""
+    command = read_json(folder / "config.json")["command"]
+    write_json(folder / "config.json", {"command": command, "config": dataclasses.asdict(config)})
+
+
 def read_config(folder: Path, config_class: type[Config]) -> Config:
     """The configuration of a run.
 

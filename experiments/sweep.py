@@ -47,7 +47,7 @@ from experiments.search.points import (
     refuse_impossible,
 )
 from experiments.search.space import read_text
-from experiments.search.summary import format_settings, summarise
+from experiments.search.summary import ENDS, format_settings, summarise
 from experiments.search.table import Table
 from experiments.search.training import TASK_STEPS, describe, failure
 from lm.cells import CELLS
@@ -74,7 +74,7 @@ def run(config: Config) -> Path:
     with Table(folder, swept) as rows:
         rows.create(points)
         for number, reason in impossible.items():
-            rows.record(failure(number, reason))
+            rows.record(failure(number, reason) | {"status": "refused"})
         slurm = config.executor == "slurm"
         for record in cluster.finished_before(folder, rows.left(), wait=slurm):
             rows.record(record)
@@ -87,7 +87,8 @@ def run(config: Config) -> Path:
             )
         unfinished = rows.left() - impossible.keys()
         if stop.asked:
-            print(f"{len(points) - len(unfinished)} of {len(points)} points are done; go on with: "
+            possible = len(points) - len(impossible)
+            print(f"{possible - len(unfinished)} of {in_words(possible)} are done; go on with: "
                   f"./launch.sh sweep --run={folder} --resume")  # fmt: skip
             return folder
     conclude(config, folder, spent)
@@ -104,6 +105,8 @@ def stored_config(config: Config) -> Config:
             f"{folder} holds no sweep, or one of another version; wanted the folder that "
             "./launch.sh sweep made"
         ) from None
+    # The words of a file were kept, and not its name.
+    config = dataclasses.replace(config, sweep=read_text(config.sweep))
     refuse_changes(config, stored, HOW, "sweep anew")
     typed = flat(config)
     changed = {name: typed[name] for name in config.given if name in HOW and name in typed}
@@ -128,7 +131,15 @@ def open_folder(config: Config, corpus: Mapping[str, Any]) -> Path:
         raise ValueError(
             f"corpus {config.data.corpus} has changed since {folder} was made; wanted the same text"
         )
+    # Workers read where the text lies from the folder.
+    moved = {name: getattr(config.data, name) for name in PLACES}
+    run_folder.rewrite_config(folder, with_options(run_folder.read_config(folder, Config), moved))
     return folder
+
+
+def in_words(count: int) -> str:
+    """How many points."""
+    return f"{count} point" if count == 1 else f"{count} points"
 
 
 @dataclasses.dataclass
@@ -153,10 +164,10 @@ def train_points(
     spent, began, processor = Spent(), time.monotonic(), time.process_time()
     if not points:
         return spent
-    groups = group_points(points, config.may_be_traced)
+    groups = group_points(points, config)
     of = {point.number: point for point in points}
     programs = "one program" if len(groups) == 1 else f"{len(groups)} programs"
-    print(f"{len(points)} points to train, {programs}: {folder}", flush=True)
+    print(f"{in_words(len(points))} to train, {programs}: {folder}", flush=True)
     said: Iterator[Any] = EXECUTORS[config.executor](folder, config, groups)
     try:
         with Board(len(points), list(points[0].options), config.score) as board:
@@ -193,8 +204,8 @@ def conclude(config: Config, folder: Path, spent: Spent) -> None:
     paths = plot(folder)
     print(f"\n{format_settings(found)}\n")
     print(found.get("finding", "no point came to a result"))
-    counts = [f"{found[name]} {name}" for name in ("finished", "diverged", "failed") if found[name]]
-    line = f"{', '.join(counts)} of {found['points']} points"
+    counts = [f"{found[name]} {name}" for name in ENDS if found[name]]
+    line = f"{', '.join(counts)} of {in_words(found['points'])}"
     if spent.training:
         line += f", {spent.wall:.0f} s; bookkeeping {spent.bookkeeping:.2%} of the workers' time"
     print(line)
@@ -204,7 +215,8 @@ def conclude(config: Config, folder: Path, spent: Spent) -> None:
         + (f"    figure: {paths[0]}" if paths else "")
     )
     if found["failed"]:
-        print(f"sweep: {found['failed']} points failed; --resume tries them again", file=sys.stderr)
+        failed = in_words(found["failed"])
+        print(f"sweep: {failed} failed; --resume tries again", file=sys.stderr)
 
 
 def score_name(config: Config) -> str:

@@ -74,8 +74,18 @@ TRACED_UNLESS_0 = (
 )
 
 
-def is_traced(name: str, value: Any) -> bool:
-    """Whether an option at this value may be part of a point; else it is part of the program."""
+# Of these, what no init but "scaled" knows: there they stay as they are, and are the program's.
+SCALES = ("input_scale", "recurrent_gain")
+
+
+def is_traced(name: str, value: Any, init: str = "scaled") -> bool:
+    """Whether an option at this value may be part of a point; else it is part of the program.
+
+    Args:
+      init: how the weights start.
+    """
+    if name in SCALES and init != "scaled":
+        return False
     return name in ALWAYS_TRACED or (name in TRACED_UNLESS_0 and not is_off(value))
 
 

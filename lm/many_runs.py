@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import model
 from lm.cells import CELLS
-from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, ModelConfig, OptimConfig
+from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, ModelConfig, OptimConfig, is_traced
 from lm.data.batches import Batches
 from lm.evaluate import Rows, cut_rows, evaluate_sentences, make_forward, perplexity, scan_stream
 from lm.optim import fitting_rate, make_schedule
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
     @property
     def identity(self) -> Any:
-        """What tells it from another plan on the same texts."""
+        """What tells it from another plan on the same texts and batches."""
         return self.fixed, self.vocabulary, self.batches.batch_size, self[3:]
 
     @property
@@ -132,8 +132,8 @@ def make_train_points(
       sentences: evaluate each sentence for itself.
       lanes: points side by side on a device; 0: chosen, see `measure_lanes`.
       devices: those to use; None: all of this process.
-      keep: where a wave that is under way is kept, to go on from after a kill; its texts and
-        batches must be the same then. None: nowhere.
+      keep: where a wave that is under way is kept, to go on from after a kill. It names the
+        texts and batches, which must be the same then. None: nowhere.
     """
     rate = fitting_rate(fixed.optim, CELLS[fixed.model.cell].learning_rate)
     every = min(evaluate_every or batches.steps_per_epoch, steps)
@@ -157,7 +157,7 @@ def make_train_points(
 
     def train(points: Sequence[Point], watch: Watch = lambda tick: None) -> Iterator[Outcome]:
         nonlocal chosen
-        left = [complete(point, rate) for point in points]
+        left = [complete(point, rate, fixed.model.init) for point in points]
         refuse_differing(left)
         used = min(len(present), len(left))
         each = math.ceil(len(left) / max(1, used))
@@ -188,13 +188,16 @@ def is_memory_short(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
-def complete(point: Point, rate: float) -> Point:
+def complete(point: Point, rate: float, init: str) -> Point:
     """A point as it is trained: with a seed, and for a learning rate of 0 the fitting one.
+
+    Args:
+      init: how the weights start.
 
     Raises:
       ValueError: it names an option that runs of one program cannot differ in.
     """
-    known = (*ALWAYS_TRACED, *TRACED_UNLESS_0)
+    known = [name for name in (*ALWAYS_TRACED, *TRACED_UNLESS_0) if is_traced(name, 1.0, init)]
     for name in point:
         if name not in known:
             raise ValueError(
@@ -404,7 +407,8 @@ def run_wave(
     stacked = program.place(stack_points(points, program.width))
     state, best = program.start(stacked)
     ledger = Ledger(points, program.width)
-    file = Unfinished(keep, repr((plan.identity, program.width, points))) if keep else None
+    identity = repr((keep and keep.reads, plan.identity, program.width, points))
+    file = Unfinished(keep, identity) if keep else None
     if file and (kept := file.load((state, best))):
         (state, best), arrays = program.place(kept[0]), kept[1]
         ledger.go_on_from(arrays)

@@ -22,6 +22,7 @@ class Keep(NamedTuple):
 
     folder: Path
     seconds: float = 60.0  # at least, between two times
+    reads: str = ""  # which texts and batches: programs that differ in these share the folder
 
 
 class Unfinished:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +201,10 @@ def test_what_no_point_may_hold():
     with pytest.raises(ValueError, match="wanted the same options"):
         list(train([{"clip": 1.0}, {"forget_bias": 1.0}]))
     assert list(train([])) == []
+    uniform = Fixed(dataclasses.replace(SMALL, init="uniform"), PLAIN.optim)
+    train = make_train_points(uniform, SPLITS, V, StreamBatches(TOKENS, 4, 16), steps=2)
+    with pytest.raises(ValueError, match="recurrent_gain, in which runs of one program"):
+        list(train([{"recurrent_gain": 1.0}]))
 
 
 def test_traced_options_are_options():
@@ -255,6 +260,29 @@ def test_a_wave_that_is_killed_goes_on_to_the_same_bits(damage, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_kept_wave_is_of_its_program_its_points_and_what_they_read(tmp_path, monkeypatch):
+    """Programs that differ in their batches alone share a folder, as the groups of a sweep do."""
+    made = []
+
+    def unfinished(keep, identity):
+        made.append(identity)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(many_runs, "Unfinished", unfinished)
+    program = SimpleNamespace(width=1, place=lambda tree: tree, start=lambda stacked: (0, 0))
+    plan = many_runs.Plan(PLAIN, V, StreamBatches(TOKENS, 4, 16), 24, 10, 10)
+
+    def name(plan=plan, seed=0, **changes):
+        keep = Keep(tmp_path)._replace(**changes)
+        with pytest.raises(KeyboardInterrupt):
+            many_runs.run_wave(program, plan, None, [{"seed": seed}], lambda tick: None, keep)
+        return made[-1]
+
+    assert name() == name(seconds=1.0)
+    others = name(reads="length 12"), name(plan._replace(steps=25)), name(seed=1)
+    assert len({name(), *others}) == 4
+
+
 def test_a_wave_that_has_no_room_is_cut(monkeypatch):
     real, widths = many_runs.run_wave, []
 
@@ -266,7 +294,9 @@ def test_a_wave_that_has_no_room_is_cut(monkeypatch):
 
     monkeypatch.setattr(many_runs, "run_wave", run_wave)
     batches = StreamBatches(TOKENS, 4, 16)
-    train = make_train_points(PLAIN, {"valid": TOKENS[:300]}, V, batches, steps=2, lanes=5)
+    one = jax.local_devices()[:1]
+    splits = {"valid": TOKENS[:300]}
+    train = make_train_points(PLAIN, splits, V, batches, steps=2, lanes=5, devices=one)
     outcomes = list(train([{"seed": seed} for seed in range(5)]))
     assert [outcome.point["seed"] for outcome in outcomes] == list(range(5))
     assert widths == [5, 1, 1, 1, 1, 1]

@@ -1,11 +1,13 @@
 """Sweeps: the little language, points and groups, the table, who trains, and whole commands."""
 
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from command_line import ROOT, TINY, assert_one_line, call, command, run, write_
 from scipy import stats
 
 from experiments import sweep
-from experiments.search import cluster, pool
+from experiments.run_folder import read_config
+from experiments.search import cluster, pool, table, training
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint, group_points, make_points
 from experiments.search.pool import HandOut, share_cores
@@ -94,6 +97,7 @@ def test_mistakes_in_a_sweep(text, words, tmp_path):
         (["--sweep=seed=0:2", "--corpus=addng"], ("did you mean 'adding'",)),
         (["--sweep=seed=0:2", "--samples=3"], ("seed alone",)),
         (["--sweep=seed=0:2", "--executor=slrm"], ("local, slurm",)),
+        (["--sweep=seed=0:2", "--recipe=awd_lstm_finetune"], ("awd_lstm_finetune trains on",)),
         (["--resume"], ("resume needs --run",)),
         (["--resume", "--run=nowhere"], ("nowhere holds no run",)),
         (["--sweep=seed=0:2", "--corpus=missing/file.txt"], ("no such file",)),
@@ -127,9 +131,26 @@ def test_a_sample_is_drawn_from_ranges_and_crossed_with_seeds():
     assert 150 < drawn["cell"].count("gru") < 250
 
 
+def test_no_setting_is_drawn_twice():
+    axes = parse_axes("cell=rnn,gru,lstm hidden_size=8,16 seed=0:2", Config())
+    points = make_points(axes, 6, 0)
+    assert {json.dumps(point.options) for point in points} == {
+        json.dumps(point.options) for point in make_points(axes, 0, 0)
+    }
+    assert len(make_points(parse_axes("layers=lin(1,5)", Config()), 5, 0)) == 5
+    drawn = make_points(parse_axes("layers=lin(1,3) tied=true,false", Config()), 5, 0)
+    assert len({tuple(point.options.values()) for point in drawn}) == 5
+    for text, samples, there_are in [
+        ("cell=rnn,gru seed=0:9", 3, "make 2 settings"),
+        ("layers=lin(1,3)", 4, "make 3 settings"),
+    ]:
+        with pytest.raises(ValueError, match=f"samples is {samples}, .* {there_are}"):
+            make_points(parse_axes(text, Config()), samples, 0)
+
+
 def test_points_of_one_program_differ_in_numbers_alone():
     text = "learning_rate=1,2 hidden_size=8,16 dropout_output=0,0.5,0.2 seed=0:2"
-    groups = group_points(make_points(parse_axes(text, Config()), 0, 0))
+    groups = group_points(make_points(parse_axes(text, Config()), 0, 0), Config())
     assert [group.fixed for group in groups] == [
         {"hidden_size": 8, "dropout_output": 0.0},
         {"hidden_size": 8},
@@ -143,9 +164,40 @@ def test_points_of_one_program_differ_in_numbers_alone():
     assert all(Config().may_be_traced(name, 0.5) for name in (*ALWAYS_TRACED, *TRACED_UNLESS_0))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "batching=stream,sentences seed=0:2",
+            [
+                {"batching": "stream"},
+                {"batching": "sentences", "seed": 0},
+                {"batching": "sentences", "seed": 1},
+            ],
+        ),
+        (
+            "seed=0:2 random_length=true,false",
+            [
+                {"seed": 0, "random_length": True},
+                {"random_length": False},
+                {"seed": 1, "random_length": True},
+            ],
+        ),
+        (
+            "init=scaled,uniform recurrent_gain=1 input_scale=1",
+            [{"init": "scaled"}, {"init": "uniform", "recurrent_gain": 1.0, "input_scale": 1.0}],
+        ),
+    ],
+)
+def test_what_is_traced_is_asked_of_the_point_itself(text, expected):
+    """Whose batches may be its seed's, or whose weights may know no scale."""
+    groups = group_points(make_points(parse_axes(text, Config()), 0, 0), Config())
+    assert [group.fixed for group in groups] == expected
+
+
 def test_workers_keep_to_a_program_and_help_where_most_is_left():
     groups = [
-        Group({"layers": k}, (), tuple(SweepPoint(10 * k + i, {}) for i in range(count)))
+        Group({"layers": k}, tuple(SweepPoint(10 * k + i, {}) for i in range(count)))
         for k, count in enumerate([3, 5, 1])
     ]
     handing = HandOut(groups)
@@ -178,15 +230,15 @@ def test_workers_share_the_cores(monkeypatch):
 
 def test_the_table_keeps_what_is_written(tmp_path):
     points = make_points(parse_axes("tied=true,false clip=1,inf", Config()), 0, 0)
-    with Table(tmp_path, ("tied", "clip")) as table:
-        table.create(points)
-        table.record({"number": 0, "status": "finished", "valid": np.inf, "curve": [[1, 2.5]]})
-        table.record({"number": 1, "status": "diverged", "error": "at step 3"})
-        table.record({"number": 2, "status": "failed", "error": "out of memory"})
-        assert table.left() == {2, 3}
-        table.create(points)  # of a sweep that goes on
-    with Table(tmp_path, ("tied", "clip")) as table:
-        table.record({"number": 2, "status": "finished", "valid": 3.0})
+    with Table(tmp_path, ("tied", "clip")) as rows:
+        rows.create(points)
+        rows.record({"number": 0, "status": "finished", "valid": np.inf, "curve": [[1, 2.5]]})
+        rows.record({"number": 1, "status": "diverged", "error": "at step 3"})
+        rows.record({"number": 2, "status": "failed", "error": "out of memory"})
+        assert rows.left() == {2, 3}
+        rows.create(points)  # of a sweep that goes on
+    with Table(tmp_path, ("tied", "clip")) as rows:
+        rows.record({"number": 2, "status": "finished", "valid": 3.0})
     rows = read_rows(tmp_path)
     assert [row["status"] for row in rows] == ["finished", "diverged", "finished", "waiting"]
     assert [(row["tied"], row["clip"]) for row in rows] == [
@@ -198,9 +250,40 @@ def test_the_table_keeps_what_is_written(tmp_path):
     assert rows[0]["valid"] == np.inf
     assert rows[0]["curve"] == [[1, 2.5]]
     assert rows[2]["error"] is None  # of the attempt before
-    (tmp_path / "sweep.sqlite").write_bytes(b"no table" * 999)
+
+
+def test_a_table_that_is_of_no_use_is_said_in_a_line(tmp_path, monkeypatch):
+    """Another sweep's, locked, full, damaged; at whatever is asked of it."""
+    monkeypatch.setattr(table, "PATIENCE", 0.0)
+    points = [SweepPoint(number, {"clip": 1.0 + number}) for number in range(2)]
+    path, result = tmp_path / "sweep.sqlite", {"number": 0, "status": "finished"}
+    with Table(tmp_path, ("clip",)) as rows:
+        rows.create(points)
+        for others in (points[:1], [points[0], SweepPoint(1, {"clip": 3.0})]):
+            with pytest.raises(ValueError, match="other points than the options"):
+                rows.create(others)
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("begin exclusive")
+            with pytest.raises(ValueError, match=r"locked.*no other process"):
+                rows.record(result)
+        rows._db.execute("pragma max_page_count = 2")
+        with pytest.raises(ValueError, match=r"full.*room on the disk"):
+            rows.record(result | {"error": "long" * 9999})
+        assert rows.left() == {0, 1}
+        rows.record(result)
+        assert rows.left() == {1}
+    path.write_bytes(b"no table" * 999)
     with pytest.raises(ValueError, match="is damaged"):
         read_rows(tmp_path)
+    with Table(tmp_path, ("clip",)) as rows:
+        for ask in (
+            rows.rows,
+            rows.left,
+            partial(rows.create, points),
+            partial(rows.record, result),
+        ):
+            with pytest.raises(ValueError, match=r"is damaged.*sweep anew"):
+                ask()
 
 
 def row(number, clip, seed, valid, status="finished"):
@@ -215,6 +298,7 @@ def test_settings_are_means_over_seeds_with_their_interval():
         row(7, 2.0, 3, None, "diverged"),
         row(8, 3.0, 0, None, "failed"),
         row(9, 4.0, 0, None, "waiting"),
+        row(10, 5.0, 0, None, "refused"),
     ]
     best, partly, none = find_settings(rows, ("clip", "seed"), "valid")
     assert (best.options, best.mean, best.unfinished) == ({"clip": 1.0}, 101.5, 0)
@@ -225,7 +309,10 @@ def test_settings_are_means_over_seeds_with_their_interval():
     found = summarise(rows, ("clip", "seed"), "valid", "validation perplexity")
     assert found["finding"] == "validation perplexity 101.5 ±2.1 (4 seeds) at clip 1"
     assert found["best"]["test perplexity"] == 102.5
-    assert (found["finished"], found["diverged"], found["failed"], found["waiting"]) == (7, 1, 1, 1)
+    counts = {"finished": 7, "diverged": 1, "failed": 1, "refused": 1, "waiting": 1}
+    assert counts.items() <= found.items()
+    assert [row["point"] for row in found["failures"]] == [8]
+    assert [row["point"] for row in found["refusals"]] == [10]
     assert "102.5" in format_settings(found)
 
 
@@ -258,14 +345,19 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
 
     monkeypatch.setitem(sweep.EXECUTORS, "local", breaking)
     folder = tmp_path / "s"
-    flags = ["--sweep=tied=true,false embedding_size=8,9 learning_rate=1,1e38 seed=0:2"]
+    (tmp_path / "what.txt").write_text(
+        "tied=true,false embedding_size=8,9\nlearning_rate=1,1e38 seed=0:2"
+    )
+    flags = [f"--sweep=@{tmp_path / 'what.txt'}"]
     flags += ["--steps=6", f"--corpus={book}", "--clip=inf", *SMALL[:-1]]
     done = call("sweep", *flags, f"--run={folder}")
     assert done.returncode == 0, done.stderr
     assert "4 of 16 points cannot be trained: tied needs embedding_size" in done.stdout
     rows = read_rows(folder)
     status = [row["status"] for row in rows]
-    assert status.count("failed") == 5
+    assert (status.count("refused"), status.count("failed")) == (4, 1)
+    assert ", 1 failed, 4 refused of 16 points" in done.stdout
+    assert done.stderr.endswith("sweep: 1 point failed; --resume tries again\n")
     assert status.count("diverged") == 5
     assert all(row["valid"] > 1 for row in rows if row["status"] == "finished")
     assert "not finite at step" in next(r["error"] for r in rows if r["status"] == "diverged")
@@ -274,14 +366,19 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
     page = (folder / "report.html").read_text()
     assert "it broke" in page
     assert "validation perplexity" in page
-    finished = {row["number"]: row["finished_at"] for row in rows if row["status"] != "failed"}
+    ended = ("finished", "diverged")
+    finished = {row["number"]: row["finished_at"] for row in rows if row["status"] in ended}
     broken = trained[2]
     trained.clear()
     monkeypatch.setitem(sweep.EXECUTORS, "local", breaking)
     assert_one_line(call("sweep", f"--run={folder}", "--resume", "--clip=1"), "clip is 1")
-    done = call("sweep", f"--run={folder}", "--resume")
+    # The file says what the sweep does, and where the text lies may change.
+    again = [f"--run={folder}", "--resume", f"--sweep=@{tmp_path / 'what.txt'}"]
+    done = call("sweep", *again, "--data_dir=moved", "--workers=1")
     assert done.returncode == 0, done.stderr
+    assert "1 point to train, one program" in done.stdout
     assert trained == [broken]
+    assert read_config(folder, Config).data.data_dir == "moved"
     rows = read_rows(folder)
     assert rows[broken]["status"] in ("finished", "diverged")
     assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()
@@ -300,6 +397,29 @@ def test_what_goes_wrong_in_training_is_a_record(monkeypatch, capsys):
     error = {"status": "failed", "error": "RuntimeError: out of memory"}
     assert bad == [{"number": 5, **error}, {"number": 6, **error}]
     assert "Traceback" in capsys.readouterr().err  # for the worker's log
+
+
+def test_groups_that_read_differently_keep_their_waves_apart(book, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(training, "make_train_points", lambda *_, keep, **__: made.append(keep))
+
+    def keep_of(batching="stream", **fixed):
+        config = Config(data=DataConfig(corpus=str(book), batching=batching))
+        Trainer(config, tmp_path)._program(fixed)
+        return made[-1]
+
+    different = [
+        keep_of(),
+        *(keep_of(length=length) for length in (5, 10)),
+        keep_of(random_length=True),
+        keep_of(random_length=True, seed=1),
+        keep_of(level="char"),
+        *(keep_of("sentences", seed=seed) for seed in (0, 1)),
+        keep_of("sentences", sentences="prose", seed=1),
+        keep_of(min_count=2),
+    ]
+    assert len(set(different)) == len(different)
+    assert keep_of(hidden_size=3) == keep_of(data_dir="moved", cache_dir="too") == keep_of()
 
 
 def test_a_sweep_on_a_task(tmp_path, monkeypatch):

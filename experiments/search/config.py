@@ -66,8 +66,9 @@ class Config:
     )
     samples: int = option(
         0,
-        "random search: how many settings to draw from the values, or from lin(LOW,HIGH) and "
-        "log(LOW,HIGH); each is trained with every seed of the sweep. 0: the whole grid",
+        "random search: how many different settings to draw from the values, or from "
+        "lin(LOW,HIGH) and log(LOW,HIGH); each is trained with every seed of the sweep. 0: the "
+        "whole grid",
         least=0,
     )
     draw_seed: int = option(0, "of the random search's draws", least=0)
@@ -105,8 +106,18 @@ class Config:
 
     @classmethod
     def of_preset(cls, name: str) -> "Config":
-        """The options of a recipe, before any flag."""
-        return with_options(cls(recipe=name), load_recipe(name).OPTIONS)
+        """The options of a recipe, before any flag.
+
+        Raises:
+          ValueError: the recipe trains on from a run, and points start from random weights.
+        """
+        recipe = load_recipe(name)
+        if hasattr(recipe, "NEEDS_START"):
+            raise ValueError(
+                f"recipe {name} trains on from a run of {recipe.NEEDS_START}, and a sweep starts "
+                "from random weights; wanted another recipe, or train with --start=RUN"
+            )
+        return with_options(cls(recipe=name), recipe.OPTIONS)
 
     @property
     def on_task(self) -> bool:
@@ -125,7 +136,7 @@ class Config:
         # The order of sentences and random lengths are the seed's, and batches are shared.
         if name == "seed" and (self.data.batching != "stream" or self.data.random_length):
             return False
-        return is_traced(name, value)
+        return is_traced(name, value, self.model.init)
 
     def axes(self) -> tuple[Axis, ...]:
         """What is swept.

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 
 from experiments.fit.config import with_options
 from experiments.search.space import Axis
-from lm.config import is_traced
 
 MOST_POINTS = 1_000_000
+MOST_MISSES = 10_000  # draws in turn that bring no new setting, where nobody can count them
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,18 @@ class SweepPoint:
 class Group:
     """Points that one program serves: they differ in traced numbers alone."""
 
-    fixed: Mapping[str, Any]  # swept options that are part of the program
-    traced: tuple[str, ...]  # swept options that are numbers of each point
+    fixed: Mapping[str, Any]  # swept options that are part of the program; the rest are traced
     points: tuple[SweepPoint, ...]
 
 
 def make_points(axes: Sequence[Axis], samples: int, draw_seed: int) -> list[SweepPoint]:
     """A grid, the last axis fastest; or `samples` draws, each with every seed that is swept.
 
+    No two draws are the same setting: its mean would count a seed twice.
+
     Raises:
-      ValueError: a range without a sample to draw, or too many points.
+      ValueError: a range without a sample to draw, too many points, or fewer settings than
+        are to be drawn.
     """
     ranges = [axis for axis in axes if not axis.values]
     if not samples:
@@ -58,14 +61,39 @@ def make_points(axes: Sequence[Axis], samples: int, draw_seed: int) -> list[Swee
     if not drawn:
         raise ValueError("samples is given, but seed alone is swept; wanted options to draw")
     check_number(samples * max(1, len(seeds)))
-    rng = np.random.default_rng(draw_seed)
-    settings = [{axis.name: axis.draw(rng) for axis in drawn} for _ in range(samples)]
+    settings = draw_settings(drawn, samples, np.random.default_rng(draw_seed))
     crossed = [
         setting | ({"seed": seed} if seeds else {})
         for setting in settings
         for seed in (seeds or (None,))
     ]
     return [SweepPoint(number, options) for number, options in enumerate(crossed)]
+
+
+def draw_settings(
+    axes: Sequence[Axis], samples: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Different settings; one that was drawn already is drawn anew.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    listed = all(axis.values for axis in axes)
+    there_are = math.prod(len(axis.values) for axis in axes) if listed else math.inf
+    settings: dict[tuple[Any, ...], None] = {}  # in their order
+    misses = 0
+    while len(settings) < samples <= there_are and (listed or misses < MOST_MISSES):
+        before = len(settings)
+        settings[tuple(axis.draw(rng) for axis in axes)] = None
+        misses = 0 if len(settings) > before else misses + 1
+    if len(settings) < samples:
+        most = there_are if listed else len(settings)
+        raise ValueError(
+            f"samples is {samples}, but the values of the sweep make {most} settings; wanted at "
+            f"most {most} samples, or more values"
+        )
+    names = [axis.name for axis in axes]
+    return [dict(zip(names, setting, strict=True)) for setting in settings]
 
 
 def check_number(count: int) -> None:
@@ -95,14 +123,16 @@ def refuse_impossible(
     return reasons
 
 
-def group_points(
-    points: Iterable[SweepPoint], may_be_traced: Callable[[str, Any], bool] = is_traced
-) -> list[Group]:
-    """Points by program, in the order in which they first come."""
-    groups: dict[str, tuple[dict[str, Any], tuple[str, ...], list[SweepPoint]]] = {}
+def group_points(points: Iterable[SweepPoint], config: Any) -> list[Group]:
+    """Points by program, in the order in which they first come.
+
+    Args:
+      config: of the sweep. What may be traced is asked of each point's own.
+    """
+    groups: dict[str, tuple[dict[str, Any], list[SweepPoint]]] = {}
     for point in points:
-        traced = tuple(n for n, value in point.options.items() if may_be_traced(n, value))
-        fixed = {n: value for n, value in point.options.items() if n not in traced}
+        own = with_options(config, point.options)
+        fixed = {n: v for n, v in point.options.items() if not own.may_be_traced(n, v)}
         key = json.dumps(fixed, sort_keys=True)
-        groups.setdefault(key, (fixed, traced, []))[2].append(point)
-    return [Group(fixed, traced, tuple(members)) for fixed, traced, members in groups.values()]
+        groups.setdefault(key, (fixed, []))[1].append(point)
+    return [Group(fixed, tuple(members)) for fixed, members in groups.values()]

@@ -13,6 +13,7 @@ from experiments.search.table import is_result
 from lm.gradients.statistics import seed_band
 
 SHOWN = 10
+ENDS = ("finished", "diverged", "failed", "refused")  # what becomes of a point
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def find_settings(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], score
     names = [name for name in swept if name != "seed"]
     members: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["status"] != "waiting":
+        if row["status"] not in ("waiting", "refused"):
             members.setdefault(json.dumps([row[name] for name in names]), []).append(row)
     settings = []
     for each in members.values():
@@ -69,10 +70,7 @@ def summarise(
       what: what it is called.
     """
     settings = find_settings(rows, swept, score)
-    counts = {
-        status: sum(row["status"] == status for row in rows)
-        for status in ("finished", "diverged", "failed", "waiting")
-    }
+    counts = {status: sum(row["status"] == status for row in rows) for status in (*ENDS, "waiting")}
     found: dict[str, Any] = {"points": len(rows), **counts}
     if settings and settings[0].scores:
         best = settings[0]
@@ -91,12 +89,13 @@ def summarise(
         }
         for setting in settings
     ]
-    failures = [row for row in rows if row["status"] == "failed"]
-    if failures:
-        found["failures"] = [
-            {"point": row["number"], **{n: row[n] for n in swept}, "error": row["error"]}
-            for row in failures
-        ]
+    for status, name in (("failed", "failures"), ("refused", "refusals")):
+        those = [row for row in rows if row["status"] == status]
+        if those:
+            found[name] = [
+                {"point": row["number"], **{n: row[n] for n in swept}, "error": row["error"]}
+                for row in those
+            ]
     return found
 
 

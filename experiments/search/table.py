@@ -19,8 +19,9 @@ from typing import Any
 from experiments.search.points import SweepPoint
 
 NAME = "sweep.sqlite"
+PATIENCE = 60.0  # seconds that another process is waited for
 RESULTS = {
-    "status": "text not null default 'waiting'",  # waiting, finished, diverged, failed
+    "status": "text not null default 'waiting'",  # or finished, diverged, failed, refused
     "valid": "real",  # perplexity of the best parameters
     "test": "real",
     "loss": "real",  # on a task, after training, and there the share of wrong answers
@@ -35,7 +36,10 @@ RESULTS = {
 
 
 class Table:
-    """The points of a sweep and what is known about each; open it with `with`."""
+    """The points of a sweep and what is known about each; open it with `with`.
+
+    What SQLite refuses is a ValueError, of one line.
+    """
 
     def __init__(self, folder: Path, swept: Sequence[str]):
         """
@@ -44,13 +48,20 @@ class Table:
           swept: names of the options that differ from point to point.
         """
         self._swept = tuple(swept)
-        self._db = sqlite3.connect(folder / NAME, timeout=60, isolation_level=None)
+        self._path = folder / NAME
+        with self._in_words():
+            self._db = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None)
         self._db.row_factory = sqlite3.Row
 
     def create(self, points: Iterable[SweepPoint]) -> None:
-        """A row for each point, all at once; nothing where they are there already."""
+        """A row for each point, all at once; nothing where they are there already.
+
+        Raises:
+          ValueError: other points are there.
+        """
         with self._transaction():
             if self._db.execute("select 1 from sqlite_master where name = 'points'").fetchone():
+                self._refuse_others(points)
                 return
             columns = [f'"{name}"' for name in self._swept]
             columns += [f"{name} {kind}" for name, kind in RESULTS.items()]
@@ -79,22 +90,53 @@ class Table:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every row, in the order of the points."""
-        return [dict(row) for row in self._db.execute("select * from points order by number")]
+        with self._in_words():
+            return [dict(row) for row in self._db.execute("select * from points order by number")]
 
     def left(self) -> set[int]:
         """Numbers of the points that are to be trained: neither finished nor diverged."""
-        done = "status in ('finished', 'diverged')"
-        return {row[0] for row in self._db.execute(f"select number from points where not {done}")}
+        waiting = "status not in ('finished', 'diverged')"
+        with self._in_words():
+            return {r[0] for r in self._db.execute(f"select number from points where {waiting}")}
+
+    def _refuse_others(self, points: Iterable[SweepPoint]) -> None:
+        there = {row["number"]: row for row in self.rows()}
+        wanted = {point.number: point.options for point in points}
+        if there.keys() != wanted.keys() or any(
+            there[number].get(name) != value
+            for number, options in wanted.items()
+            for name, value in options.items()
+        ):
+            raise ValueError(
+                f"{self._path} holds other points than the options of the run make, those of "
+                "another version; wanted to sweep anew"
+            )
 
     @contextlib.contextmanager
     def _transaction(self) -> Any:
-        self._db.execute("begin immediate")
+        with self._in_words():
+            self._db.execute("begin immediate")
+            try:
+                yield
+                self._db.execute("commit")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has ended it
+                    self._db.execute("rollback")
+                raise
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Any:
         try:
             yield
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        self._db.execute("commit")
+        except sqlite3.OperationalError as error:  # locked, full, or no table in it
+            raise ValueError(
+                f"{self._path} cannot be used ({error}); wanted a sweep's table that no other "
+                "process is at, and room on the disk"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self._path} is damaged ({error}); restore it, or sweep anew"
+            ) from None
 
     def __enter__(self) -> "Table":
         return self
@@ -112,16 +154,13 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's table, with `curve` as a list.
 
     Raises:
-      ValueError: there is no table, or it is damaged.
+      ValueError: there is no table, or it cannot be read.
     """
     path = folder / NAME
     if not path.exists():
         raise ValueError(f"{path} is not there; wanted the folder of a sweep")
-    try:
-        with Table(folder, ()) as table:
-            rows = table.rows()
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or sweep anew") from None
+    with Table(folder, ()) as table:
+        rows = table.rows()
     for row in rows:
         row["curve"] = json.loads(row["curve"]) if row["curve"] else []
     return rows

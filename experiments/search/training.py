@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments.fit.config import with_options
+from experiments.fit.continuation import PLACES, flat
 from experiments.search.config import Config
 from experiments.search.points import SweepPoint
 from experiments.task_training import Hyper as TaskHyper
@@ -91,7 +92,7 @@ class Trainer:
             evaluate_every=config.evaluate_every,
             steps_per_dispatch=config.steps_per_dispatch,
             sentences=config.data.batching == "sentences",
-            keep=self._keep,
+            keep=self._keep and self._keep._replace(reads=what_is_read(config)),
         )
         return lambda points, watch: train_text(config, train, points, watch)
 
@@ -103,6 +104,12 @@ class Trainer:
         train = make_train_task(network, task, steps, config.data.batch_size)
         compiled = jax.jit(train if jax.default_backend() == "cpu" else jax.vmap(train))
         return lambda points, _: train_task(config, compiled, points)
+
+
+def what_is_read(config: Config) -> str:
+    """What tells the text and the batches of a group from another group's of the sweep."""
+    data = {name: value for name, value in flat(config.data).items() if name not in PLACES}
+    return repr((data, config.seed))
 
 
 def failure(number: int, error: str) -> Record:
