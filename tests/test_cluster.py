@@ -82,7 +82,7 @@ def finish(folder, *numbers, status="finished", valid=2.0):
 
 
 def groups_of(text):
-    return group_points(make_points(parse_axes(text, Config()), 0, 0), Config().may_be_traced)
+    return group_points(make_points(parse_axes(text, Config()), 0, 0), Config())
 
 
 def test_trouble_of_slurm_that_passes_ends_nothing(slurm, tmp_path, capsys):
