@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import call, run
+from test_gradients import measure_lags, measure_lengths
 
 from experiments import gradient_flow, run_folder
 from experiments.flow import drawing, table, training
@@ -18,8 +19,9 @@ from experiments.task_training import Network, init_network, run_seeds
 from lm import model
 from lm.cells import CELLS
 from lm.config import DataConfig, ModelConfig, OptimConfig
-from lm.gradients.flow import measure_lags, measure_layer_lags, measure_lengths
+from lm.gradients.flow import measure_layer_lags
 from lm.gradients.sensitivity import pascanu_omega
+from lm.recurrence import as_step
 from lm.task_lengths import LEAST_STEPS
 from lm.tasks import TASKS, make_task
 
@@ -91,10 +93,10 @@ def test_lengths_by_default(lags):
 def test_text_subject_is_the_top_layer_of_the_model():
     config = ModelConfig(layers=2, hidden_size=6, embedding_size=5)
     params = model.init(jax.random.key(0), config, 9)
-    tokens = jax.random.randint(jax.random.key(1), (13, 3), 0, 9, jnp.int32)
-    targets = jax.random.randint(jax.random.key(2), (13, 3), 0, 9, jnp.int32)
+    tokens, targets = np.random.default_rng(1).integers(0, 9, (2, 13, 3)).astype(np.int32)
     carry, lengths = model.init_carry(config, 3), (4, 13)
-    subject = text_subject(config, params, tokens, targets, lengths)
+    take = jax.jit(text_subject, static_argnums=(0, 4))
+    subject = jax.tree.map(np.asarray, take(config, params, tokens, targets, lengths))
     measure = compile_measures(
         gradient_flow.Config(lags=13, lengths=(4,), windows=3), config, lambda s: s
     )
@@ -108,14 +110,15 @@ def test_text_subject_is_the_top_layer_of_the_model():
 def test_task_subject_is_the_gradient_of_the_tasks_own_loss():
     task, cell = TASKS["adding"](9), CELLS["lstm"]
     params = init_network(jax.random.key(1), Network("lstm", 5), task, 1.0)
-    subject = task_subject(cell, task, params, 4, (3, 9))
-    sample = task.sample(jax.random.key(0), 4)
+    take = jax.jit(task_subject, static_argnums=(0, 1, 3, 4))
+    subject = jax.tree.map(np.asarray, take(cell, task, params, 4, (3, 9)))
+    sample = jax.jit(task.sample, static_argnums=1)(jax.random.key(0), 4)
+    sample, params = jax.tree.map(np.asarray, (sample, params))
     np.testing.assert_array_equal(subject.x, sample.inputs)
-    state = cell.init_state(4, 5)
-    for t in range(9):
-        z = sample.inputs[t] @ params.layer.w_x + params.layer.b[None]
-        state = cell.gate((), state, z, state.h @ params.layer.w_h)
-    out = state.h @ params.readout_w + params.readout_b[None]
+    state, step = cell.init_state(4, 5), jax.jit(as_step(cell))
+    for x_t in sample.inputs:
+        state, _ = step(params.layer, state, x_t)
+    out = np.asarray(state.h) @ params.readout_w + params.readout_b[None]
     expected = 2 * (out[:, 0] - sample.targets[-1])[:, None] * params.readout_w.T
     np.testing.assert_allclose(subject.d_h[-1], expected, rtol=1e-5, atol=1e-6)
 
@@ -132,7 +135,8 @@ def test_seeds_map_one_by_one_or_together(width):
         return measure_layer_lags(cell, subject.layer, state, subject.x, subject.d_h[-1]).h
 
     found = map_seeds(lag, keys, width)
-    each = jnp.stack([lag(key) for key in keys])
+    one = jax.jit(lag)
+    each = np.stack([one(key) for key in keys])
     np.testing.assert_allclose(found, each, rtol=1e-5, atol=1e-6)
 
 
