@@ -2,7 +2,7 @@
 # A sweep of 12 points on a real Slurm of one node, with jobs killed on the way, then one model
 # trained by two tasks of srun.
 #
-#     sudo tests/slurm_cluster.sh          on a Debian that may be changed; some three minutes
+#     sudo tests/slurm_cluster.sh          on a Debian that may be changed; three to five minutes
 #
 # `./launch.sh test` comes first: it makes the environment, with submitit. This script installs
 # slurm-wlm and munge if they are not there, and starts munged, slurmctld and slurmd by hand in a
@@ -151,7 +151,7 @@ once() { # that no job said twice that it had finished a point
 }
 small=(--corpus="$work/book.txt" --hidden_size=32 --embedding_size=32 --batch_size=8 --length=10
   --max_vocabulary=100)
-options=("${small[@]}" --steps=20000 --executor=slurm --cpus=1 --jobs=2 --minutes=10)
+options=("${small[@]}" --steps=40000 --executor=slurm --cpus=1 --jobs=2 --minutes=10)
 
 log "12 points, killed on the way"
 "$root/launch.sh" sweep --sweep="learning_rate=0.3,3 hidden_size=16,32 seed=0:3" "${options[@]}" \
