@@ -59,7 +59,8 @@ EXECUTORS = {"local": pool.train_locally, "slurm": cluster.train_on_slurm}
 
 def run(config: Config) -> Path:
     """Train every point that is left, summarise, draw. Returns the run's folder."""
-    # This process only hands out and writes: the memory of a GPU is its workers'.
+    # Workers inherit it: the memory of a GPU is taken as it is needed, so that several may share
+    # it, and this process, which only hands out and writes, takes next to none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if config.resume:
         config = stored_config(config)
@@ -153,7 +154,11 @@ class Spent:
 
     @property
     def bookkeeping(self) -> float:
-        """Share of the time that no worker could train in for the sweep's sake."""
+        """Share of the workers' time that went to the sweep and not to training.
+
+        Left out is what comes once: starting this process and the workers, reading the text, and
+        the summary, figures and page at the end. They are in the whole command's time.
+        """
         return (self.waiting + self.writing) / max(self.training + self.waiting, 1e-9)
 
 

@@ -50,6 +50,7 @@ class Outcome:
     evaluations: tuple[tuple[int, float], ...]  # (step, validation loss), as training went
     losses: np.ndarray  # of each step's batch [steps]
     grad_norms: np.ndarray  # global L2 norm of each step, before clipping [steps]
+    seconds: float  # that its wave took, compiling included, divided among the wave's points
 
     @property
     def valid(self) -> float:
@@ -67,8 +68,6 @@ class Tick(NamedTuple):
 
     taken: int  # steps of all points of the wave together, in this dispatch
     step: int  # that the wave is at
-    points: Sequence[Point]  # of the wave
-    losses: np.ndarray  # mean training loss of each in this dispatch; NaN: diverged [points]
 
 
 Watch = Callable[[Tick], object]
@@ -308,6 +307,7 @@ class Ledger:
 
     def __init__(self, points: Sequence[Point], width: int):
         self.points = points
+        self._began = time.monotonic()
         self.alive = np.arange(width) < len(points)  # the rest fills the wave up
         self.step = 0
         self._diverged = np.full(width, -1)
@@ -344,7 +344,6 @@ class Ledger:
         )
         with np.errstate(invalid="ignore"):
             losses = np.where(self.alive[:, None], nats / tokens, np.nan)[:, :count]
-            mean = losses.mean(axis=1)[: len(self.points)]
         norms = np.where(self.alive[:, None], norms, np.nan)[:, :count]
         bad = ~(np.isfinite(losses) & np.isfinite(norms))
         bad[:, -1] |= ~finite
@@ -354,7 +353,7 @@ class Ledger:
         self._strike(bad.any(axis=1), self.step + bad.argmax(axis=1))
         self.step += count
         self._last[self.alive] = self.step
-        return Tick(taken, self.step, self.points, mean)
+        return Tick(taken, self.step)
 
     def take_evaluation(self, losses: np.ndarray) -> None:
         """A validation loss of each, nats per token; beyond a float's perplexity it has diverged.
@@ -374,6 +373,7 @@ class Ledger:
     def outcomes(self, params: model.Params, best_step: Any, test: np.ndarray) -> list[Outcome]:
         """Of each point. `params` are the best, NumPy, with a leading [points]."""
         losses, norms = np.concatenate(self._losses, 1), np.concatenate(self._grad_norms, 1)
+        seconds = (time.monotonic() - self._began) / len(self.points)
         found = []
         for p, point in enumerate(self.points):
             curve = {s: float(valid[p]) for s, valid in self._evaluations if np.isfinite(valid[p])}
@@ -390,6 +390,7 @@ class Ledger:
                     evaluations=tuple(curve.items()),
                     losses=losses[p, :last],
                     grad_norms=norms[p, :last],
+                    seconds=seconds,
                 )
             )
         return found
@@ -404,9 +405,9 @@ def run_wave(
     keep: Keep | None = None,
 ) -> list[Outcome]:
     """Train the points of one wave from their first step, or from where it is kept, to the last."""
+    ledger = Ledger(points, program.width)
     stacked = program.place(stack_points(points, program.width))
     state, best = program.start(stacked)
-    ledger = Ledger(points, program.width)
     identity = repr((keep and keep.reads, plan.identity, program.width, points))
     file = Unfinished(keep, identity) if keep else None
     if file and (kept := file.load((state, best))):

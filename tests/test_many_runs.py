@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -138,8 +139,13 @@ def test_a_point_among_others_is_the_run_alone(fixed, points, lanes):
     train = make_train_points(
         fixed, SPLITS, V, batches, steps=STEPS, evaluate_every=EVERY, lanes=lanes
     )
-    ticks = []
+    ticks, began = [], time.monotonic()
     outcomes = list(train(points, ticks.append))
+    seconds, took = [outcome.seconds for outcome in outcomes], time.monotonic() - began
+    assert 0.9 * took < sum(seconds) <= took
+    if lanes > 1:  # those of a wave share its time
+        width = lanes * jax.local_device_count()
+        assert len({*seconds[:width]}) == 1
     assert [outcome.point for outcome in outcomes] == points
     for outcome, point in zip(outcomes, points, strict=True):
         if point["learning_rate"] == 1e38:

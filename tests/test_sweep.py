@@ -6,8 +6,10 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,8 +215,65 @@ def test_workers_keep_to_a_program_and_help_where_most_is_left():
     assert take(1, width=9) == [13, 14]
     assert not handing
     assert take(0) is None
-    handing.put_back(groups[1], groups[1].points[:2])
-    assert [take(0, width=9), take(1, width=9)] == [[10], [11]]
+
+
+class Scripted(pool.Worker):
+    """A worker that dies at three of the points, always."""
+
+    def __init__(self, number, folder, cores, events):
+        self.number, self.jobs, self._events = number, None, events
+        self.process = SimpleNamespace(stdin=self, returncode=-9)
+        self._say("ready", width=2)
+
+    def _say(self, kind, **values):
+        self._events.put((self, {"say": kind, **values}))
+
+    def write(self, line):
+        numbers = [number for number, _ in json.loads(line)["points"]]
+        if not {3, 5, 7}.isdisjoint(numbers):
+            self._say("gone")
+            self.write = lambda line: None
+            return
+        for number in numbers:
+            self._say("record", record={"number": number, "status": "finished"})
+        self._say("ready", width=2)
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self._say("gone")
+
+    kill = flush
+
+
+def test_a_point_that_kills_its_worker_fails_alone(tmp_path, monkeypatch):
+    """Not those that were trained beside it, nor those that the worker was given to do next."""
+    monkeypatch.setattr(pool, "Worker", Scripted)
+    points = tuple(SweepPoint(number, {}) for number in range(20))
+    config = Config(workers=1, retries=1)
+    said = list(pool.train_locally(tmp_path, config, [Group({}, points)]))
+    status = {m["record"]["number"]: m["record"]["status"] for m in said if m["say"] == "record"}
+    assert status == dict.fromkeys(range(20), "finished") | dict.fromkeys((3, 5, 7), "failed")
+
+
+@pytest.mark.parametrize("given", [b"", b"a job\n"])
+def test_a_worker_ends_with_its_input(given):
+    """Idle, or at work that would go on for long after the sweep's end."""
+    work = "print(lines.get().decode(), flush=True); time.sleep(60)"
+    code = f"import time; from experiments.search.worker import listen; lines = listen(0); {work}"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        worker.stdin.write(given)
+        worker.stdin.flush()
+        if given:
+            assert worker.stdout.readline() == given
+        worker.stdin.close()
+        try:
+            assert worker.wait(timeout=20) == 0
+        finally:
+            worker.kill()
 
 
 def test_workers_share_the_cores(monkeypatch):

@@ -22,10 +22,13 @@ from experiments.fit.config import Config
 
 def main(kind: str, count: int, arguments: list[str]) -> None:
     """Run, then print the times."""
+    from experiments.cores import count_as_devices
     from experiments.search.worker import prepare_jax
 
     config = flags.parse(Config, arguments, "train", "")
     prepare_jax(config.data)
+    if kind == "train":
+        count_as_devices()  # as the command does: it spreads a small model's rows over the cores
     answers, sys.stdout = sys.stdout, sys.stderr
     ends = train_runs(config, count) if kind == "train" else program_runs(config, count)
     first, *rest = ends

@@ -2,7 +2,8 @@
 
 On a CPU a worker has one core: two runs on a core each are done sooner than one after the other
 on both, whose steps are too small to be cut in two, and nothing that one does can stop the other.
-A worker that dies is replaced, and its points are given out again.
+A worker that dies is replaced, and its points are given out again. It is what it was at that has
+killed it, not what it was given to do next.
 """
 
 import json
@@ -11,7 +12,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,22 @@ from experiments.search.points import Group, SweepPoint
 from experiments.search.training import failure
 
 ROOT = Path(__file__).parents[2]
+Job = tuple[Group, list[SweepPoint]]  # points to be trained at once
 PATIENCE = 0.5  # seconds between two looks at what else is to be done
 
 
 class HandOut:
     """Which points a worker gets next."""
 
-    def __init__(self, groups: Sequence[Group]):
+    def __init__(self, groups: Sequence[Group], retries: int = 0):
+        """
+        Args:
+          retries: how often a point is given out anew whose worker has died.
+        """
         self._left = [(group, list(group.points)) for group in groups]
         self._at: dict[int, int] = {}  # worker -> the group it has compiled last
+        self._retries = retries
+        self._deaths: dict[int, int] = {}  # point -> workers that died at it
 
     def __len__(self) -> int:
         """Points that are left."""
@@ -49,10 +58,26 @@ class HandOut:
         del points[:width]
         return group, taken
 
-    def put_back(self, group: Group, points: Sequence[SweepPoint]) -> None:
-        """Points whose worker has died, one by one: the one that killed it fails alone."""
-        for point in points:
-            self._left.append((group, [point]))
+    def take_back(self, jobs: Iterable[Job]) -> list[int]:
+        """What a worker had that has died, first what it was at.
+
+        These points are given out one by one from now on: the one that kills fails alone.
+
+        Returns:
+          Numbers of those that are given up.
+        """
+        given_up = []
+        for place, (group, points) in enumerate(jobs):
+            if place > 0:
+                self._left.append((group, points))
+                continue
+            for point in points:
+                self._deaths[point.number] = self._deaths.get(point.number, 0) + 1
+                if self._deaths[point.number] > self._retries:
+                    given_up.append(point.number)
+                else:
+                    self._left.append((group, [point]))
+        return given_up
 
 
 class Worker:
@@ -60,15 +85,14 @@ class Worker:
 
     def __init__(self, number: int, folder: Path, cores: Sequence[int], events: Any):
         self.number = number
-        self.jobs: int | None = None  # that it has been given and not finished; None: too early
-        self.hand: dict[int, tuple[Group, SweepPoint]] = {}  # what it is at, by point
+        self.jobs: deque[Job] | None = None  # not finished, first what it is at; None: too early
         logs = folder / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"worker-{number}.log").open("a") as log:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "experiments.search.worker"),
-                    *(str(folder.resolve()), json.dumps(list(cores)), str(os.getpid())),
+                    *(str(folder.resolve()), json.dumps(list(cores))),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -94,14 +118,19 @@ class Worker:
         """Let it train these."""
         assert self.process.stdin is not None
         assert self.jobs is not None
-        self.jobs += 1
-        self.hand |= {point.number: (group, point) for point in points}
+        self.jobs.append((group, list(points)))
         job = {"fixed": group.fixed, "points": [[p.number, p.options] for p in points]}
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:  # it is gone, and is about to say so
             return
+
+    def finish(self, number: int) -> None:
+        """A point of what it is at is finished."""
+        assert self.jobs
+        group, points = self.jobs[0]
+        self.jobs[0] = group, [point for point in points if point.number != number]
 
     def dismiss(self) -> None:
         """There is no more to do."""
@@ -121,11 +150,10 @@ def train_locally(
 
     Closing the iterator ends the workers.
     """
-    handing = HandOut(groups)
+    handing = HandOut(groups, config.retries)
     events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
     shares = share_cores(config.workers, sum(len(group.points) for group in groups))
     workers = {number: Worker(number, folder, cores, events) for number, cores in enumerate(shares)}
-    deaths: dict[int, int] = {}  # of workers that had the point
     try:
         while workers:
             try:
@@ -136,18 +164,14 @@ def train_locally(
             if message["say"] == "ready":
                 supply(worker, handing, message["width"], len(workers))
             if message["say"] == "record":
-                worker.hand.pop(message["record"]["number"], None)
+                worker.finish(message["record"]["number"])
             if message["say"] != "gone":
                 yield message
                 continue
             del workers[worker.number]
             code = worker.process.returncode
-            for number, (group, point) in worker.hand.items():
-                deaths[number] = deaths.get(number, 0) + 1
-                if deaths[number] <= config.retries:
-                    handing.put_back(group, [point])
-                else:
-                    yield {"say": "record", "record": failure(number, describe_death(code))}
+            for number in handing.take_back(worker.jobs or ()):
+                yield {"say": "record", "record": failure(number, describe_death(code))}
             if worker.jobs is None:
                 raise ValueError(
                     f"worker {worker.number} ended with status {code} before it began; see "
@@ -166,8 +190,11 @@ def supply(worker: Worker, handing: HandOut, width: int, workers: int) -> None:
 
     Not so the last points: another worker may be free for them sooner.
     """
-    worker.jobs = 0 if worker.jobs is None else worker.jobs - 1
-    while worker.jobs < (2 if len(handing) > workers * width else 1):
+    if worker.jobs is None:
+        worker.jobs = deque()
+    else:
+        worker.jobs.popleft()
+    while len(worker.jobs) < (2 if len(handing) > workers * width else 1):
         given = handing.take(worker.number, width)
         if given is None:
             break

@@ -28,7 +28,7 @@ RESULTS = {
     "wrong": "real",
     "best_step": "integer",
     "last_step": "integer",
-    "seconds": "real",  # that it was trained for
+    "seconds": "real",  # that it was trained for; of points that went side by side each one's share
     "finished_at": "real",  # seconds since 1970
     "error": "text",
     "curve": "text",  # JSON: [step, validation perplexity] of each evaluation

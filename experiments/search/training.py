@@ -144,6 +144,7 @@ def text_record(number: int, outcome: Outcome) -> Record:
         "test": None if diverged else outcome.test,
         "best_step": outcome.best_step,
         "last_step": outcome.last_step,
+        "seconds": outcome.seconds,
         "curve": [[step, round(math.exp(loss), 4)] for step, loss in outcome.evaluations],
     }
 
@@ -175,11 +176,14 @@ def train_task(config: Config, train: Any, points: Sequence[SweepPoint]) -> Iter
             run = jax.device_get(train(jax.random.key(seed), jax.tree.map(np.float32, hyper)))
             yield record_of(point, run.losses, run.loss, run.error)
         return
+    began = time.monotonic()
     seeds, hypers = zip(*map(hyper_of, points), strict=True)
     keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
     runs = jax.device_get(train(keys, jax.tree.map(lambda *a: np.asarray(a, np.float32), *hypers)))
+    seconds = (time.monotonic() - began) / len(points)
     for k, point in enumerate(points):
-        yield record_of(point, runs.losses[k], runs.loss[k], runs.error[k])
+        record = record_of(point, runs.losses[k], runs.loss[k], runs.error[k])
+        yield record | {"seconds": seconds}
 
 
 def describe(config: Config) -> dict[str, Any]:

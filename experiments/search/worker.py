@@ -1,4 +1,4 @@
-"""A worker process of a sweep: `python -m experiments.search.worker RUN CORES PARENT`.
+"""A worker process of a sweep: `python -m experiments.search.worker RUN CORES`.
 
 Reads jobs as lines of JSON from its standard input and answers with lines of JSON:
 
@@ -7,12 +7,15 @@ Reads jobs as lines of JSON from its standard input and answers with lines of JS
     {"say": "tick", "taken": 50, ...}                      how it goes
     {"say": "record", "record": {...}}                     a point is finished
 
-It keeps to its cores, and ends with its standard input or with the process that started it.
+It keeps to its cores, and ends with its standard input, whatever it is at: there is no more to do,
+or the process that started it is gone.
 """
 
 import json
 import os
+import queue
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,8 @@ from typing import Any
 TICK_SECONDS = 0.3  # at least, between two
 
 
-def main(folder: Path, cores: list[int], parent: int) -> None:
-    """Train until there is no more to do."""
+def main(folder: Path, cores: list[int]) -> None:
+    """Train until standard input ends."""
     # Before JAX counts them: on one core it starts no threads that wait for each other.
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
@@ -46,24 +49,43 @@ def main(folder: Path, cores: list[int], parent: int) -> None:
 
     def watch(tick: Any) -> None:
         nonlocal told, taken
-        if os.getppid() != parent:  # it was killed
-            os._exit(1)
         taken += tick.taken
         if time.monotonic() - told > TICK_SECONDS:
             told = time.monotonic()
             say("tick", taken=taken, step=tick.step)
             taken = 0
 
+    lines = listen(0)
     say("ready", width=trainer.width)
     free_since = time.monotonic()
-    for line in sys.stdin:
+    while True:
+        job = json.loads(lines.get())
         waited = time.monotonic() - free_since
-        job = json.loads(line)
         points = [SweepPoint(number, options) for number, options in job["points"]]
         for record in trainer.train(job["fixed"], points, watch):
             say("record", record=record)
         say("ready", width=trainer.width, waited=waited)
         free_since = time.monotonic()
+
+
+def listen(pipe: int) -> queue.SimpleQueue[bytes]:
+    """The lines of a pipe as they come. A thread reads them, and ends the process with the pipe.
+
+    Args:
+      pipe: its file descriptor; a buffered file would be locked where this process ends itself.
+    """
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        rest = b""
+        while block := os.read(pipe, 1 << 16):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def prepare_jax(data: Any) -> None:
@@ -84,4 +106,4 @@ def prepare_jax(data: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
