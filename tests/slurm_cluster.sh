@@ -120,8 +120,8 @@ await() {
   return 1
 }
 said() { [ "$(grep -c "$1" "$2")" -ge "$3" ]; } # said TEXT FILE TIMES
-finished() { # finished RUN: points, as the table has them
-  "$python" -c "import sqlite3, sys; print(sqlite3.connect(f'file:{sys.argv[1]}/sweep.sqlite?mode=ro',
+finished() { # finished RUN: points, as the table has them; a write that a kill cut off is undone
+  "$python" -c "import sqlite3, sys; print(sqlite3.connect(f'file:{sys.argv[1]}/sweep.sqlite?mode=rw',
     uri=True).execute(\"select count(*) from points where status = 'finished'\").fetchone()[0])" "$1"
 }
 under_way() { # two jobs running, and a point finished

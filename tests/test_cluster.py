@@ -182,12 +182,23 @@ def test_jobs_of_before_are_waited_for(slurm, tmp_path):
     """A sweep that was killed leaves jobs behind: only what none of them has is sent."""
     run_folder.write_json(tmp_path / "jobs.json", [{"job": "3_1", "points": [0, 2]}])
     slurm.set_queue("3_1")
-    config = Config(executor="slurm", cluster=ClusterConfig(jobs=1))
+    config = Config(executor="slurm", retries=0, cluster=ClusterConfig(jobs=1))
     said = cluster.train_on_slurm(tmp_path, config, groups_of("seed=0:4"))
     assert slurm.queue == ["3_1", "7"]
     noted = json.loads((tmp_path / "jobs.json").read_text())
     assert [known["points"] for known in noted] == [[0, 2], [1, 3]]
     finish(tmp_path, 1, 3)
     assert [next(said)["record"]["number"] for _ in range(2)] == [1, 3]
+    slurm.set_queue()  # it had been cancelled, and was at its end
+    assert [next(said) for _ in range(3)] == [None] * 3
+    assert slurm.queue == ["8"]
     said.close()
-    assert slurm.called("scancel") == ["scancel 3_1"]
+    assert slurm.called("scancel") == ["scancel 8"]
+
+
+def test_a_machine_without_slurm(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    flags = ["--sweep=seed=0:2", f"--corpus={write_book(tmp_path)}", f"--run={tmp_path / 's'}"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_one_line(call("sweep", *flags, "--executor=slurm"), "sbatch, srun, squeue, scancel")
+    assert not (tmp_path / "s").exists()

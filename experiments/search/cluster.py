@@ -227,6 +227,7 @@ def adopt(folder: Path, groups: Sequence[Group], left: set[int]) -> list[Part]:
         logs = folder / "logs" / known["job"].split("_")[0]
         sent: Any = submitit.SlurmJob(logs, known["job"])
         parts.append(Part(Job(points_of(group, numbers), group.fixed), sent))
+        parts[-1].deaths = -1  # the sweep of before may have cancelled it: that is no death
     print(f"jobs of before in the queue still: {len(parts)}; they are waited for", flush=True)
     return parts
 
@@ -244,7 +245,8 @@ def withdraw(folder: Path, left: set[int]) -> None:
         until = time.monotonic() + ENDING
         while alive and time.monotonic() < until:
             time.sleep(PATIENCE)
-            alive &= read_queue() or set()
+            with contextlib.suppress(SlurmError):  # it may pass
+                alive &= read_queue() or set()
         if alive:
             raise SlurmError(f"jobs {', '.join(sorted(alive))} do not end")
     except SlurmError as error:
@@ -346,9 +348,11 @@ def ask_slurm(*command: str) -> str:
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = said_by(getattr(error, "stderr", "") or str(error))
+    except subprocess.CalledProcessError as error:
+        reason = said_by(error.stderr) or f"status {error.returncode}"
         raise SlurmError(f"{command[0]} of Slurm does not answer ({reason})") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmError(f"{command[0]} of Slurm does not answer ({error})") from error
     return done.stdout
 
 
