@@ -23,6 +23,8 @@ from typing import Any, ClassVar
 
 from experiments import flags
 from experiments.ablate.studies import STUDIES
+from experiments.fit.config import Config as TrainConfig
+from experiments.fit.idle import refuse_idle as refuse_idle_options
 from experiments.flow.sources import refuse_idle, refuse_near_name
 from lm.config import DataConfig, ModelConfig, OptimConfig, option, validate
 from lm.task_lengths import LEAST_STEPS
@@ -92,6 +94,9 @@ def check(config: Config) -> None:
             f"study is {config.study} on the task {corpus}, whose networks have one layer; "
             "wanted a text"
         )
+    for name in config.given:
+        if name in study.fixes:
+            raise ValueError(f"{name} is what study {config.study} sets itself; leave it out")
     if corpus == "noise":
         raise ValueError("corpus is noise, from which nothing is learnt; wanted a text or a task")
     if config.on_task:
@@ -102,9 +107,10 @@ def check(config: Config) -> None:
         refuse_idle(config, "task")
     else:
         refuse_near_name(corpus)
-    for name in config.given:
-        if name in study.fixes:
-            raise ValueError(f"{name} is what study {config.study} sets itself; leave it out")
+        typed = tuple(n for n in config.given if (config.study, n) != ("init", "init_range"))
+        refuse_idle_options(
+            TrainConfig(data=config.data, model=config.model, optim=config.optim, given=typed)
+        )
     stream = config.data.batching == "stream" and not config.data.random_length
     if config.study in ("truncation", "length") and not stream:
         raise ValueError(
@@ -152,6 +158,7 @@ def run(config: Config) -> Path:
     folder = run_folder.require(config.run) if config.resume else None
     config = stored_config(config, folder) if folder else config
     variants = choose_variants(config)
+    settings_of(config, variants)  # before there is a folder: what does not go together is said
     runs: Runs = (
         TaskRuns(config.data.corpus, config.windows)
         if config.on_task
@@ -210,6 +217,22 @@ def choose_variants(config: Config) -> list[Variant]:
     return [v for v in variants if v is variants[0] or v.name in asked]
 
 
+def settings_of(config: Config, variants: list[Variant]) -> dict[str, Setting]:
+    """Each variant's network and training, by its name.
+
+    Raises:
+      ValueError: a variant does not go with the run's options.
+    """
+    base = Setting(config.data, config.model, config.optim, config.steps, config.lags)
+    settings = {}
+    for variant in variants:
+        try:
+            settings[variant.name] = base.of(variant.options)
+        except ValueError as error:
+            raise ValueError(f"variant {variant.name} of study {config.study}: {error}") from None
+    return settings
+
+
 def rates_of(config: Config, setting: Setting) -> list[float]:
     """The grid that a variant's learning rate is chosen from, ascending."""
     suits = CELLS[setting.model.cell].learning_rate
@@ -228,8 +251,7 @@ def train_all(
     Raises:
       StoppedError: `stop` was asked; what was finished is kept.
     """
-    base = Setting(config.data, config.model, config.optim, config.steps, config.lags)
-    settings = {variant.name: base.of(variant.options) for variant in variants}
+    settings = settings_of(config, variants)
     grids = {name: rates_of(config, setting) for name, setting in settings.items()}
     fresh = range(config.tuning_seeds, config.tuning_seeds + config.seeds)
     total = sum(len(grid) * config.tuning_seeds + config.seeds for grid in grids.values())

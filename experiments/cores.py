@@ -6,6 +6,7 @@ which JAX does once it counts them as devices. A program for one device is the s
 """
 
 import os
+from contextlib import suppress
 
 import jax
 
@@ -18,6 +19,19 @@ def usable_cores() -> int:
 
 
 def count_as_devices() -> None:
-    """Each core is a device, or as many are as JAX_NUM_CPU_DEVICES says; before JAX computes."""
+    """Each core is a device, or as many are as JAX_NUM_CPU_DEVICES says.
+
+    Where JAX has computed already its devices stay what they are.
+    """
+    count(usable_cores())
+
+
+def leave_uncounted() -> None:
+    """A CPU is one device after all."""
+    count(1)
+
+
+def count(devices: int) -> None:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", usable_cores())
+        with suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", devices)

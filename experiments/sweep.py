@@ -11,7 +11,7 @@ means over seeds, figures, and a page.
                       --optimizer=adam                    random search
     ./launch.sh sweep --sweep @options.txt --corpus=adding --length=50        from a file, on a task
     ./launch.sh sweep --run=runs/my_sweep --resume        go on where it stopped
-    ./launch.sh sweep --sweep ... --executor=slurm        as job arrays of a cluster
+    ./launch.sh sweep --sweep ... --executor=slurm        as jobs of a cluster
 
 On this machine a worker process trains on each core of the CPU. A run of a sweep is the run that
 `./launch.sh train` makes of the same options: the parameters that are best on validation count.
@@ -76,6 +76,9 @@ def run(config: Config) -> Path:
         rows.create(points)
         for number, reason in impossible.items():
             rows.record(failure(number, reason) | {"status": "refused"})
+        slurm = config.executor == "slurm"
+        for record in cluster.finished_before(folder, rows.left(), wait=slurm):
+            rows.record(record)
         if impossible:
             print(f"{len(impossible)} of {len(points)} points cannot be trained: {reason}")
         left = rows.left() - impossible.keys()

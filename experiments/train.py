@@ -77,7 +77,7 @@ def run(config: Config, began: float | None = None) -> Path | None:
         refuse_idle(config)
         if config.recipe:
             refuse_lost_start(config, load_recipe(config.recipe))
-    with join(config.devices) as company, StopOnSignal() as stop:
+    with join(config.devices, typed="mesh" in config.given) as company, StopOnSignal() as stop:
         if config.seeds == 1:
             return run_one(config, stop, company, began)
         if company.count > 1:
@@ -120,7 +120,7 @@ def run_one(
     mesh = settle_mesh(config, folder, len(corpus.vocabulary))
     if mesh != config.devices.mesh:
         config = dataclasses.replace(config, devices=DevicesConfig(mesh=mesh))
-        company = dataclasses.replace(company, mesh=lay_out(config.devices))
+        company = dataclasses.replace(company, mesh=lay_out(config.devices, typed=False))
     # Before there is a folder: a text that is too short, and another model to start from.
     rows = own_rows(company.mesh, config.data.batch_size)
     batches = make_batches(corpus.splits["train"], config.data, config.seed, rows)

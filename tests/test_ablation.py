@@ -17,7 +17,7 @@ from experiments.ablate.record import Records
 from experiments.ablate.runs import Found, FreshBatches
 from experiments.ablate.setting import Setting
 from experiments.ablate.studies import GREFF, STUDIES, equal_width
-from experiments.ablate.summary import say_ratios, summarise
+from experiments.ablate.summary import headline, say_ratios, summarise
 from experiments.ablate.verdicts import holm, interval, paired_effect, verdict
 from experiments.task_training import Network, init_network, run_layer
 from lm import model
@@ -46,9 +46,29 @@ def test_an_effect_is_scipys_paired_test():
     # A seed that diverged takes its pair out; one pair is no test.
     lost = paired_effect(np.r_[variant, np.inf], np.r_[baseline, 0.0])
     assert lost == effect
-    assert verdict(paired_effect(np.r_[1.0, np.inf], np.zeros(2)), math.nan) == "diverged"
+    assert verdict(paired_effect(np.r_[1.0, np.inf], np.zeros(2)), math.nan) == "too few pairs"
     assert paired_effect(np.ones(3), np.ones(3)).p == 1.0
     assert np.isnan(interval(np.asarray([np.inf]))).all()
+
+
+def test_survivors_of_many_that_diverged_are_no_sample():
+    """Two of eight that are better by far, and consistently: no verdict on the variant."""
+    baseline = np.arange(8) / 10
+    variant = np.r_[baseline[:2] - 1 + [0, 1e-3], np.full(6, np.inf)]
+    few = paired_effect(variant, baseline)
+    assert (few.pairs, verdict(few, few.p)) == (2, "diverged")
+    assert np.isnan([few.mean, few.p]).all()
+    assert verdict(paired_effect(baseline, variant), math.nan) == "no baseline"
+    half = paired_effect(np.r_[baseline[:4] - 1 + [0, 0, 0, 1e-3], np.full(4, np.inf)], baseline)
+    assert (half.pairs, verdict(half, half.p)) == (4, "better")
+
+
+def test_without_a_baseline_nothing_is_found():
+    rows = [
+        {"label": "LSTM", "verdict": None, "p": None, "diverged": 0},
+        {"label": "no input gate", "verdict": "no baseline", "p": math.nan, "diverged": 0},
+    ]
+    assert headline(rows, False) == "LSTM diverged: there is nothing to compare with"
 
 
 def test_where_nothing_differs_one_study_in_twenty_says_so():
@@ -122,10 +142,10 @@ class PlantedRuns:
             own *= 1e-3 * (setting.model.cell != "lstm")
             self.trained.append((setting.model.cell, seed, rate, measure))
             loss = 3 + worse + noise + own + np.log(rate / (2 if worse else 1)) ** 2
-            advance(1.0)
             failed = 7 if np.isinf(loss) else None
             flow = [(0.0, -0.3 * (1 + worse), -0.6 * (1 + worse))] * 2 if measure else []
             yield Found(loss, loss, failed, 10, *(() if failed else flow))
+            advance(1.0)
 
 
 class NotAsked:
@@ -173,7 +193,7 @@ def test_a_study_that_was_killed_goes_on_after_its_last_whole_line(tmp_path):
     with (tmp_path / "runs.jsonl").open("a") as file:
         file.write('{"variant": "nfg", "sta')  # torn
     kept = len(Records(tmp_path)._records)
-    assert kept == 13
+    assert kept == 14
     rest, records = PlantedRuns(), Records(tmp_path)
     ablation.train_all(config, variants, rest, records, NotAsked())
     whole = PlantedRuns()
@@ -204,17 +224,27 @@ def test_ratios_are_said_in_one_unit():
         (["--rates=1,1"], ("wanted each once",)),
         (["--study=forget_bias", "--cell=rnn"], ("no forget gate",)),
         (["--study=init", "--cell=mingru"], ("no recurrent weights",)),
+        (
+            ["--study=init", "--recurrent_gain=0.5"],
+            ("variant uniform of study init",),
+        ),
+        (["--study=depth", "--tied"], ("variant layers2 of study depth", "tied")),
+        (["--study=depth", "--last_hidden_size=4"], ("last_hidden_size is what study depth",)),
+        (["--beta1=0.5"], ("beta1 does nothing", "optimizer adam")),
+        (["--init_range=0.3"], ("init_range does nothing",)),
         (["--study=clipping", "--clip=inf"], ("clip is inf",)),
         (["--study=length", "--batching=sentences"], ("wanted batching=stream",)),
         (["--learning_rate=3"], ("learning_rate", "unknown")),
     ],
 )
-def test_mistakes_are_answered_in_a_line(options, words):
-    done = call("ablation", *options)
+def test_mistakes_are_answered_in_a_line(options, words, tmp_path):
+    folder = [] if "--resume" in options else [f"--run={tmp_path / 'run'}"]
+    done = call("ablation", *options, *folder)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     for word in words:
         assert word in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 SMALL = [

@@ -23,14 +23,6 @@ MEASURED = {  # linen's graph is nnx's; Haiku's one array for W_x and W_h is the
 B, LENGTHS = 3, (1, 3, 7)
 
 
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Programs that run once need no optimization."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @cache
 def measured(name, bias, measures):
     """Measures of our cell, once for all its twins. bias: whether a GRU's b_n is there."""

@@ -1,11 +1,14 @@
 """Every cell against its float64 oracle, Flax, and its own automatic derivative."""
 
+from functools import cache, partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cell_names import EACH_CELL
 
 from lm import model
 from lm.cells import CELLS
@@ -18,21 +21,20 @@ from lm.recurrence import unroll
 T, B, D, H = 7, 3, 5, 6
 
 
+@cache
 def random_layer(cell, seed=0, dtype=jnp.float64):
     """Parameters, state and inputs with nothing at 0."""
-    keys = jax.random.split(jax.random.key(seed), 5)
-    params = init_params(keys[0], cell, D, H, dtype=dtype)
+    rng = np.random.default_rng(seed)
+
+    def normal(shape):
+        return jnp.asarray(rng.normal(size=shape).astype(dtype))
+
+    params = init_params(jax.random.key(seed), cell, D, H, dtype=dtype)
     params = params._replace(
-        b=jax.random.normal(keys[1], params.b.shape, dtype),
-        vectors=tuple(jax.random.normal(keys[2], v.shape, dtype) for v in params.vectors),
+        b=normal(params.b.shape), vectors=tuple(normal(v.shape) for v in params.vectors)
     )
-    state = cell.state(
-        *(
-            jax.random.normal(k, (B, H), dtype)
-            for k in jax.random.split(keys[3], len(cell.state._fields))
-        )
-    )
-    return params, state, jax.random.normal(keys[4], (T, B, D), dtype)
+    state = cell.state(*(normal((B, H)) for _ in cell.state._fields))
+    return params, state, normal((T, B, D))
 
 
 def to_oracle(params):
@@ -48,11 +50,11 @@ def test_every_cell_has_an_oracle():
     assert set(CELLS) == set(oracles.STEPS) == set(oracles.FIELDS)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EACH_CELL)
 def test_forward_equals_oracle(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)
-    last, h = unroll(cell, params, state, x)
+    last, h = jax.jit(partial(unroll, cell))(params, state, x)
     s, expected = oracles.unroll(
         name, to_oracle(params), {k: np.array(v) for k, v in state._asdict().items()}, np.array(x)
     )
@@ -61,17 +63,17 @@ def test_forward_equals_oracle(name, x64):
         np.testing.assert_allclose(getattr(last, field), value, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EACH_CELL)
 def test_gradient_equals_central_differences(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell, seed=1)
-    weights = np.array(jax.random.normal(jax.random.key(9), (T, B, H), jnp.float64))
+    weights = np.random.default_rng(9).normal(size=(T, B, H))
 
     def loss(params, state, x):
         last, h = unroll(cell, params, state, x)
         return jnp.sum(h * weights) + sum(jnp.sum(leaf**2) for leaf in last)
 
-    grads = jax.grad(loss, argnums=(0, 1, 2))(params, state, x)
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, state, x)
     p, xs = to_oracle(params), np.array(x)
     s = {k: np.array(v) for k, v in state._asdict().items()}
 
@@ -89,20 +91,27 @@ def test_gradient_equals_central_differences(name, x64):
         )
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EACH_CELL)
 def test_linearize_by_hand_equals_autodiff_of_the_gates(name, x64):
     cell = CELLS[name]
+
+    def step(params, state, x_t, linearize, pull_back):
+        z = add_bias(x_t @ params.w_x, params.b)
+        u = recurrent_product(cell, state, params.w_h)
+        new, tape = linearize(params.vectors, state, z, u)
+        return new, tuple(pull_back(tape, jax.tree.map(jnp.cos, state)))
+
     params, state, x = random_layer(cell, seed=2)
-    z = add_bias(x[0] @ params.w_x, params.b)
-    u = recurrent_product(cell, state, params.w_h)
-    d_state = jax.tree.map(jnp.cos, state)
-    new, tape = cell.linearize(params.vectors, state, z, u)
-    expected, auto_tape = make_linearize(cell.gate)(params.vectors, state, z, u)
+    (new, pulled), (expected, auto_pulled) = (
+        jax.jit(partial(step, linearize=linearize, pull_back=pull_back))(params, state, x[0])
+        for linearize, pull_back in [
+            (cell.linearize, cell.pull_back),
+            (make_linearize(cell.gate), pull_back_tape),
+        ]
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), new, expected)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14),
-        tuple(cell.pull_back(tape, d_state)),
-        tuple(pull_back_tape(auto_tape, d_state)),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), pulled, auto_pulled
     )
 
 
@@ -115,7 +124,7 @@ def test_forget_bias_is_in_the_forget_gate_alone(forget_bias):
     np.testing.assert_array_equal(np.delete(b, 1, axis=0), 0)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EACH_CELL)
 def test_recurrent_weights_start_orthogonal_or_as_the_identity(name):
     cell = CELLS[name]
     w_h = init_params(jax.random.key(3), cell, D, H, recurrent_gain=0.5).w_h

@@ -146,9 +146,8 @@ def test_runs_that_are_not_there(experiment, tmp_path):
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_a_diverging_run_stops_with_its_step_and_keeps_its_folder(book, tmp_path):
-    done = run(
+    done = call(
         "train",
         f"--corpus={book}",
         f"--run={tmp_path}/r",
@@ -162,12 +161,11 @@ def test_a_diverging_run_stops_with_its_step_and_keeps_its_folder(book, tmp_path
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_a_diverging_seed_does_not_lose_the_others(book, tmp_path):
     folder = tmp_path / "flow"
     flags = ["--steps=6", "--lags=8", "--windows=2", "--seeds=1", "--cells=lstm,rnn", *TINY]
     divergent = ["--learning_rate=1e38", "--clip=1e38"]
-    done = run("gradient_flow", f"--corpus={book}", f"--run={folder}", *flags, *divergent)
+    done = call("gradient_flow", f"--corpus={book}", f"--run={folder}", *flags, *divergent)
     assert done.returncode == 0, done.stderr
     assert "diverged at step" in done.stdout + done.stderr
     rows = json.loads((folder / "results.json").read_text())["rows"]
@@ -183,12 +181,11 @@ def by_sentence(book, tmp_path_factory):
     copy.write_text(book.read_text())
     flags = [f"--corpus={copy}", f"--run={folder}", "--steps=2", "--log_gradient_flow", *TINY]
     flags += ["--batching=sentences", "--cell=gru", "--layers=2", "--hidden_size=8"]
-    done = run("train", *flags)
+    done = call("train", *flags)
     assert done.returncode == 0, done.stderr
     return folder, copy
 
 
-@pytest.mark.whole
 @pytest.mark.whole
 def test_a_changed_corpus_is_not_evaluated_as_the_runs_own(by_sentence, book):
     folder, copy = by_sentence
@@ -198,13 +195,12 @@ def test_a_changed_corpus_is_not_evaluated_as_the_runs_own(by_sentence, book):
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_gradient_flow_of_sentences_and_after_a_kill_at_the_start(by_sentence, tmp_path):
     """No curve by position in padded rows; a resumed run's start is in its log once."""
     folder = shutil.copytree(by_sentence[0], tmp_path / "killed")
     shutil.rmtree(folder / "checkpoints")
     (folder / "figures" / "gradient_flow.svg").unlink()
-    done = run("train", f"--run={folder}", "--resume")
+    done = call("train", f"--run={folder}", "--resume")
     assert done.returncode == 0, done.stderr
     for run_ in (by_sentence[0], folder):
         log = MetricsLog.read(run_ / "metrics.jsonl")
@@ -217,11 +213,10 @@ def test_gradient_flow_of_sentences_and_after_a_kill_at_the_start(by_sentence, t
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_gradient_flow_measures_runs_of_train(trained, by_sentence, tmp_path):
     folder, runs = tmp_path / "flow", f"{trained[0]},{by_sentence[0]}"
     flags = ["--measures=lags,context,gates", "--lags=8", "--windows=2", "--lengths=8"]
-    done = run("gradient_flow", f"--checkpoint={runs}", f"--run={folder}", *flags)
+    done = call("gradient_flow", f"--checkpoint={runs}", f"--run={folder}", *flags)
     assert done.returncode == 0, done.stderr
     networks = json.loads((folder / "results.json").read_text())["networks"]
     assert [n["corpus"] for n in networks] == ["book.txt", "copy.txt"]
@@ -260,7 +255,7 @@ def test_train_leaves_a_whole_run(trained):
 def test_evaluate_agrees_with_train_for_any_batch(trained, book):
     folder, _ = trained
     results = json.loads((folder / "results.json").read_text())
-    done = run("evaluate", f"--run={folder}", "--batch_size=7", "--length=9")
+    done = call("evaluate", f"--run={folder}", "--batch_size=7", "--length=9")
     assert done.returncode == 0, done.stderr
     again = json.loads((folder / "evaluation.json").read_text())
     for split in ("valid", "test"):
@@ -284,7 +279,6 @@ def test_generate_is_reproducible(trained):
     assert "<unk>" not in one
 
 
-@pytest.mark.whole
 @pytest.mark.whole
 def test_gradient_flow_leaves_a_whole_run(book, tmp_path):
     folder = tmp_path / "flow"

@@ -13,6 +13,7 @@ import pytest
 from command_line import ROOT, TINY, assert_one_line, call, command, run, write_book
 
 from experiments.fit import coordinator
+from experiments.fit.company import lay_out
 from experiments.fit.coordinator import Coordinator, free_port
 from experiments.fit.devices import DevicesConfig, Place, find_place, first_host, why_alone
 
@@ -60,6 +61,8 @@ def test_tasks_share_the_gpus_that_all_of_them_see():
     both = STEP | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
     assert find_place(FOUR, both | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).gpus == (2, 3)
     assert find_place(FOUR, both | {"CUDA_VISIBLE_DEVICES": "3"}).gpus is None  # Slurm has done so
+    own = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}
+    assert find_place(FOUR, both | own).gpus is None  # likewise
     assert find_place(FOUR, both).gpus == (1,)
     assert find_place(FOUR, STEP).gpus is None  # alone on its node
 
@@ -97,6 +100,7 @@ def test_flags_say_all_or_nothing():
         (["--mesh=data=640"], [" cpu devices; wanted at most", "JAX_NUM_CPU_DEVICES=640"]),
         (["--processes=2"], ["without a mesh", "--mesh=data=N"]),
         (["--mesh=data=2", "--coordinator=here"], ["HOST:PORT"]),
+        (["--mesh=data=2", "--coordinator=here:0"], ["HOST:PORT"]),
         (["--mesh=data=2", "--processes=2", "--process=2"], ["process is 2 of 2", "0 to 1"]),
         (["--mesh=data=2", "--process=0"], ["--coordinator=HOST:PORT", "--processes=N"]),
     ],
@@ -145,6 +149,20 @@ def test_the_coordinator_refuses_who_does_not_belong():
         (refusal,) = lines_of([("hello 0 2", 0), (hello, 1)])
         assert refusal.startswith("refuse")
         assert reason in refusal
+
+
+def test_the_coordinator_ends_where_nobody_comes(monkeypatch, capsys):
+    monkeypatch.setattr(coordinator, "JOIN_SECONDS", 0.1)
+    asyncio.run(asyncio.wait_for(coordinator.coordinate(free_port(), 2), 10))
+    assert capsys.readouterr().out == f"{coordinator.READY}\n"
+
+
+def test_a_run_of_more_cores_than_there_are_goes_on_with_one(capsys):
+    many = DevicesConfig(mesh="data=640")
+    assert lay_out(many, typed=False) is None
+    assert "begun with data=640" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="wanted at most"):
+        lay_out(many)
 
 
 def test_a_vanished_host_is_noticed_in_the_time_that_is_promised():

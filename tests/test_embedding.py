@@ -32,8 +32,10 @@ def test_by_way_of_a_table_values_and_gradients_are_those_of_each_token(tokens, 
         return jnp.vdot(embedding.project_tokens(e, w, b, tokens), weights)
 
     arguments = e, w, b
-    found = jax.value_and_grad(by_table, argnums=(0, 1, 2))(*arguments)
-    expected = jax.value_and_grad(by_token, argnums=(0, 1, 2))(*arguments)
+    found, expected = (
+        jax.jit(jax.value_and_grad(by, argnums=(0, 1, 2)))(*arguments)
+        for by in (by_table, by_token)
+    )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -50,7 +52,7 @@ def test_a_model_is_the_same_with_and_without_the_table(monkeypatch, tokens, cel
     config = ModelConfig(cell=cell, layers=2, hidden_size=H, embedding_size=D)
     params = model.init(jax.random.key(0), config, V, dtype=jnp.float64)
     carry = model.init_carry(config, B, jnp.float64)
-    words = jnp.asarray(np.random.default_rng(2).random(V) > 0.3, jnp.float64)
+    words = (np.random.default_rng(2).random(V) > 0.3).astype(np.float64)
     found = []
     for cheaper in (True, False):
         monkeypatch.setattr(model, "is_table_cheaper", lambda *_, cheaper=cheaper: cheaper)
@@ -59,7 +61,7 @@ def test_a_model_is_the_same_with_and_without_the_table(monkeypatch, tokens, cel
             masks = NO_MASKS._replace(words=words)
             return jnp.sum(model.apply(config, params, carry, tokens, masks=masks)[1] ** 2)
 
-        found.append(jax.value_and_grad(total)(params))
+        found.append(jax.jit(jax.value_and_grad(total))(params))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
@@ -109,10 +111,11 @@ def test_bfloat16_keeps_states_gates_and_gradients_in_float32(tokens):
         return jnp.sum(h**2), (last, h)
 
     def gradient(config):
-        return jax.grad(total, has_aux=True)(params, config)
+        return jax.jit(jax.grad(total, has_aux=True), static_argnums=1)(params, config)
 
     grads, outputs = gradient(config)
     exact, _ = gradient(ModelConfig(layers=2, hidden_size=32, embedding_size=16))
+    grads, exact = jax.tree.map(np.asarray, (grads, exact))
     assert {leaf.dtype for leaf in jax.tree.leaves((grads, outputs))} == {jnp.dtype("float32")}
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(exact), strict=True):
         assert 0 < np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-9) < 0.02 or not b.any()
@@ -120,11 +123,10 @@ def test_bfloat16_keeps_states_gates_and_gradients_in_float32(tokens):
 
 @pytest.mark.parametrize("words", [5, 50])
 def test_a_product_over_words_is_the_product_either_way_round(words, x64):
-    keys = jax.random.split(jax.random.key(0))
-    a = jax.random.normal(keys[0], (20, words))
-    b = jax.random.normal(keys[1], (6, words))
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(20, words)), rng.normal(size=(6, words))
     product = jax.jit(dot_over_words)
-    np.testing.assert_allclose(product(a, b), np.asarray(a) @ np.asarray(b).T, rtol=1e-12)
+    np.testing.assert_allclose(product(a, b), a @ b.T, rtol=1e-12)
     # 50 words: compiled as b @ a.T. Turned back, the trick would be lost without a sign.
     turned = "f64[6,20]" in product.lower(a, b).compile().as_text()
     assert turned == (words == 50)

@@ -439,7 +439,6 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_evaluate_shows_every_method_and_keeps_the_numbers(trained):
     folder = trained
     flags = ["--adapt=both", "--tune", "--tune_tokens=60", "--cache_window=30"]

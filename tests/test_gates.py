@@ -1,9 +1,12 @@
 """Gates, sensitivity and context use against exact laws and slow loops."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_names import EACH_CELL
 from test_cells import random_layer
 from test_gradients import LINEAR, linear_curve
 
@@ -12,16 +15,21 @@ from lm.cells import CELLS
 from lm.cells.cell import CellParams, init_params
 from lm.cells.rnn import RNNState
 from lm.config import ModelConfig
-from lm.gradients.context import CHANGES, measure_context, measure_replaced_token
+from lm.gradients import context, gates, sensitivity
+from lm.gradients.context import CHANGES
 from lm.gradients.gates import (
     carousel_log_norms,
-    gate_activations,
     gate_saturation,
     histogram_shares,
     time_scale,
 )
-from lm.gradients.sensitivity import pascanu_omega, state_sensitivity
+from lm.gradients.sensitivity import pascanu_omega
 from lm.recurrence import as_step
+
+gate_activations = jax.jit(gates.gate_activations, static_argnums=0)
+state_sensitivity = jax.jit(sensitivity.state_sensitivity, static_argnums=0)
+measure_context = jax.jit(context.measure_context, static_argnums=(0, 5))
+measure_replaced_token = jax.jit(context.measure_replaced_token, static_argnums=0)
 
 
 @pytest.mark.parametrize("bias", [-1.0, 0.0, 1.0, 3.0, 100.0])
@@ -62,16 +70,17 @@ def test_saturation_in_the_limits(bias, low, high):
         assert np.all(found.low + found.high <= 1)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", EACH_CELL)
 def test_activations_are_those_of_the_step(name, x64):
     """The states are the plain step's, and the gates are those that made them."""
     cell = CELLS[name]
     params, state, x = random_layer(cell)
-    states, gates = gate_activations(cell, params, state, x)
-    s = state
+    found = gate_activations(cell, params, state, x)
+    (states, gates), s, x = jax.tree.map(np.asarray, (found, state, x))
+    step = jax.jit(as_step(cell))
     for t in range(len(x)):
         c_prev, h_prev = getattr(s, "c", None), s.h
-        s, _ = as_step(cell)(params, s, x[t])
+        s = jax.tree.map(np.asarray, step(params, s, x[t])[0])
         np.testing.assert_allclose(states.h[t], s.h, rtol=1e-12)
         if name == "lstm":
             c = gates["f"][t] * c_prev + gates["i"][t] * gates["g"][t]
@@ -87,13 +96,13 @@ def test_sensitivity_of_a_scalar_recurrence(x64):
 
     That sum is the stationary E (dh/dlambda)^2 for white inputs of variance 1.
     """
+    x, step = np.eye(6000, 1)[..., None], as_step(LINEAR)
     for value in (0.3, 0.9, 0.99):
-        params = CellParams(jnp.ones((1, 1)), jnp.full((1, 1), value), jnp.zeros(1), ())
-        direction = jax.tree.map(jnp.zeros_like, params)._replace(w_h=jnp.ones((1, 1)))
-        x = jnp.zeros((6000, 1, 1)).at[0].set(1.0)
-        log = state_sensitivity(as_step(LINEAR), params, RNNState(jnp.zeros((1, 1))), x, direction)
+        params = CellParams(np.ones((1, 1)), np.full((1, 1), value), np.zeros(1), ())
+        direction = jax.tree.map(np.zeros_like, params)._replace(w_h=np.ones((1, 1)))
+        log = np.asarray(state_sensitivity(step, params, RNNState(np.zeros((1, 1))), x, direction))
         expected = (1 + value**2) / (1 - value**2) ** 3
-        assert float(jnp.exp(2 * log).sum()) == pytest.approx(expected, rel=1e-11)
+        assert float(np.exp(2 * log).sum()) == pytest.approx(expected, rel=1e-11)
         assert log[0, 0] == -jnp.inf  # h_0 = 0: the first step does not depend on lambda
 
 
@@ -101,12 +110,8 @@ def test_sensitivity_of_a_scalar_recurrence(x64):
 def test_sensitivity_equals_forward_autodiff(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    direction = jax.tree.unflatten(
-        tree,
-        [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)],
-    )
+    rng = np.random.default_rng(3)
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
     log = state_sensitivity(as_step(cell), params, state, x, direction)
 
     def run(params):
@@ -116,7 +121,7 @@ def test_sensitivity_equals_forward_autodiff(name, x64):
             found.append(jnp.concatenate(jax.tree.leaves(s), axis=1))
         return jnp.stack(found)
 
-    _, tangent = jax.jvp(run, (params,), (direction,))
+    _, tangent = jax.jit(partial(jax.jvp, run))((params,), (direction,))
     np.testing.assert_allclose(np.exp(log), np.linalg.norm(tangent, axis=-1), rtol=1e-10)
 
 
@@ -132,11 +137,12 @@ def test_omega_of_rotations(x64):
 def language_model():
     config = ModelConfig(cell="lstm", hidden_size=8, embedding_size=8)
     params = model.init(jax.random.key(0), config, 11)
-    tokens = jax.random.randint(jax.random.key(1), (12, 5), 0, 11, jnp.int32)
-    targets = jax.random.randint(jax.random.key(2), (5,), 0, 11, jnp.int32)
+    rng = np.random.default_rng(1)
+    tokens, targets = (rng.integers(0, 11, shape).astype(np.int32) for shape in ((12, 5), 5))
     return config, params, tokens, targets
 
 
+@partial(jax.jit, static_argnums=0)
 def plain_nats(config, params, tokens, targets):
     carry = model.init_carry(config, tokens.shape[1])
     _, h = model.apply(config, params, carry, tokens)
@@ -146,7 +152,7 @@ def plain_nats(config, params, tokens, targets):
 
 def test_cut_context_is_a_shorter_text(language_model):
     config, params, tokens, targets = language_model
-    kept = jnp.asarray([1, 4, 12])
+    kept = np.asarray([1, 4, 12])
     found = measure_context(
         config, params, tokens, targets, kept, CHANGES["cut"], jax.random.key(0)
     )
@@ -160,26 +166,29 @@ def test_cut_context_is_a_shorter_text(language_model):
 def test_whole_context_is_the_loss_as_it_is(name, language_model):
     config, params, tokens, targets = language_model
     found = measure_context(
-        config, params, tokens, targets, jnp.asarray([12]), CHANGES[name], jax.random.key(0)
+        config, params, tokens, targets, np.asarray([12]), CHANGES[name], jax.random.key(0)
     )
     np.testing.assert_allclose(found[0], plain_nats(config, params, tokens, targets), rtol=1e-5)
 
 
 def test_changes_leave_what_is_near(language_model):
     _, _, tokens, _ = language_model
-    far = jnp.arange(12) < 7
-    for name, change in CHANGES.items():
-        changed, mask = change(jax.random.key(4), tokens, far)
+    far = np.arange(12) < 7
+    found = {
+        name: jax.tree.map(np.asarray, jax.jit(change)(jax.random.key(4), tokens, far))
+        for name, change in CHANGES.items()
+    }
+    for name, (changed, mask) in found.items():
         np.testing.assert_array_equal(changed[7:], tokens[7:])
         assert mask.shape == tokens.shape
         assert np.all(mask[7:])
         assert not np.array_equal(np.where(mask, changed, -1), tokens), name
-    shuffled, _ = CHANGES["shuffle"](jax.random.key(4), tokens, far)
+    shuffled, _ = found["shuffle"]
     np.testing.assert_array_equal(np.sort(shuffled[:7], axis=0), np.sort(tokens[:7], axis=0))
-    replaced, _ = CHANGES["replace"](jax.random.key(4), tokens, far)
-    columns = {tuple(np.asarray(column)) for column in tokens[:7].T}
-    assert all(tuple(np.asarray(column)) in columns for column in replaced[:7].T)
-    dropped = CHANGES["drop"](jax.random.key(4), tokens, far)[1]
+    replaced, _ = found["replace"]
+    columns = {tuple(column) for column in tokens[:7].T}
+    assert all(tuple(column) in columns for column in replaced[:7].T)
+    _, dropped = found["drop"]
     assert 0 < int(dropped[:7].sum()) < 35
     with pytest.raises(ValueError, match="wanted 2 or more"):
         CHANGES["replace"](jax.random.key(4), tokens[:, :1], far)
@@ -190,10 +199,11 @@ def test_a_replaced_token_costs_what_the_loss_says(language_model):
     key = jax.random.key(3)
     found = measure_replaced_token(config, params, tokens, targets, key)
     assert found.shape == tokens.shape
-    other = (tokens + jax.random.randint(key, tokens.shape, 1, 11)) % 11
+    other = (tokens + np.asarray(jax.random.randint(key, tokens.shape, 1, 11))) % 11
     assert not np.any(other == tokens)
     lag = 3
-    changed = tokens.at[11 - (lag - 1)].set(other[11 - (lag - 1)])
+    changed = np.array(tokens)
+    changed[11 - (lag - 1)] = other[11 - (lag - 1)]
     expected = plain_nats(config, params, changed, targets) - plain_nats(
         config, params, tokens, targets
     )

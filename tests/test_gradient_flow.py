@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import run
+from command_line import call, run
 
 from experiments import gradient_flow, run_folder
 from experiments.flow import drawing, table, training
@@ -197,7 +197,7 @@ def test_figures_are_redrawn_from_the_folder_alone(noise):
 def test_a_task_is_trained_on_and_measured(tmp_path):
     """Without clipping, which its caption says; the GRU has gates but no forget gate."""
     flags = ["--corpus=adding", "--cells=gru", "--steps=5", "--measures=lags,gates", "--clip=inf"]
-    done = run("gradient_flow", *flags, f"--run={tmp_path / 'task'}", *SMALL)
+    done = call("gradient_flow", *flags, f"--run={tmp_path / 'task'}", *SMALL)
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "task" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == 2 * [0, 1, 2, 3, 4]

@@ -1,5 +1,7 @@
 """Jacobians, their products and Lyapunov exponents against exact laws and extended precision."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -12,30 +14,34 @@ from test_gradients import LINEAR
 from lm.cells import CELLS
 from lm.cells.cell import CellParams, init_params
 from lm.cells.rnn import RNNState
-from lm.gradients.flow import measure_layer_lags
-from lm.gradients.jacobian import (
-    log_singular_values,
-    pascanu_bound,
-    product_log_norms,
-    run_states,
-    singular_spectrum,
-    slope_bound,
-    state_jacobians,
-)
-from lm.gradients.lyapunov import lyapunov_spectrum
+from lm.gradients import flow, jacobian, lyapunov
+from lm.gradients.jacobian import pascanu_bound, slope_bound
 from lm.gradients.statistics import slope_per_step
-from lm.recurrence import as_step, project, run_forward
+from lm.recurrence import as_step as new_step
+from lm.recurrence import project, run_forward
+
+as_step = cache(new_step)
+measure_layer_lags = jax.jit(flow.measure_layer_lags, static_argnums=0)
+state_jacobians = jax.jit(jacobian.state_jacobians, static_argnums=0)
+run_states = jax.jit(jacobian.run_states, static_argnums=0)
+product_log_norms = jax.jit(jacobian.product_log_norms)
+log_singular_values = jax.jit(jacobian.log_singular_values)
+singular_spectrum = jax.jit(jacobian.singular_spectrum)
+lyapunov_spectrum = jax.jit(
+    lyapunov.lyapunov_spectrum, static_argnums=0, static_argnames=("exponents", "warmup")
+)
 
 
 def linear_layer(w):
     """h_t = x_t + h_{t-1} W: the Jacobian is W^T at every step."""
     hidden = len(w)
-    return CellParams(jnp.eye(hidden, dtype=w.dtype), w, jnp.zeros(hidden, w.dtype), ())
+    return CellParams(np.eye(hidden, dtype=w.dtype), w, np.zeros(hidden, w.dtype), ())
 
 
 def tanh_layer(key, hidden, gain):
     params = init_params(key, CELLS["rnn"], hidden, hidden, dtype=jnp.float64)
-    return params._replace(w_h=params.w_h + gain * jax.random.normal(key, (hidden, hidden)))
+    more = np.random.default_rng(2).normal(size=(hidden, hidden))
+    return params._replace(w_h=params.w_h + gain * more)
 
 
 @pytest.mark.parametrize("name", EVERY_CELL)
@@ -46,18 +52,20 @@ def test_jacobians_equal_finite_differences(name, x64):
     jacobians = state_jacobians(step, params, state, x)
     states = run_states(step, params, state, x)
     t, row, small = 3, 1, 1e-6
-    at = jnp.concatenate([leaf[t, row] for leaf in states])
+    at = np.concatenate([np.asarray(leaf)[t, row] for leaf in states])
     fields = len(cell.state._fields)
+    one_step = jax.jit(step)
 
     def advance(flat):
-        parts = cell.state(*(part[None] for part in jnp.split(flat, fields)))
-        return np.concatenate([leaf[0] for leaf in step(params, parts, x[t, row][None])[0]])
+        parts = cell.state(*(part[None] for part in np.split(flat, fields)))
+        return np.concatenate([leaf[0] for leaf in one_step(params, parts, x_t)[0]])
 
+    x_t = np.asarray(x)[t, row][None]
     columns = [
-        (advance(at.at[k].add(small)) - advance(at.at[k].add(-small))) / (2 * small)
-        for k in range(len(at))
+        (advance(at + by) - advance(at - by)) / (2 * small) for by in small * np.eye(len(at))
     ]
-    np.testing.assert_allclose(jacobians[t, row], np.stack(columns, axis=1), atol=1e-9)
+    found = np.asarray(jacobians)[t, row]
+    np.testing.assert_allclose(found, np.stack(columns, axis=1), atol=1e-9)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 2e-3)])
@@ -65,7 +73,7 @@ def test_jacobians_equal_finite_differences(name, x64):
 def test_norms_of_a_scaled_rotation(rho, dtype, tolerance, x64):
     """rho^lag, and sqrt(H) times it, over 1,000 lags: from 10^-2000 to 10^477."""
     q = jax.random.orthogonal(jax.random.key(0), 8, dtype=dtype)
-    jacobians = jnp.broadcast_to(jnp.asarray(rho, dtype) * q, (1000, 8, 8))
+    jacobians = np.broadcast_to(np.asarray(rho, dtype) * np.asarray(q), (1000, 8, 8))
     norms = product_log_norms(jacobians)
     expected = np.arange(1001) * np.log(rho)
     np.testing.assert_allclose(norms.spectral, expected, atol=tolerance, rtol=tolerance / 100)
@@ -78,14 +86,18 @@ def test_norms_of_a_scaled_rotation(rho, dtype, tolerance, x64):
 def test_no_product_passes_its_bounds(gain, x64):
     cell = CELLS["rnn"]
     params = tanh_layer(jax.random.key(2), 12, gain)
-    x = jax.random.normal(jax.random.key(3), (60, 2, 12))
+    x = np.random.default_rng(3).normal(size=(60, 2, 12))
     state = cell.init_state(2, 12, jnp.float64)
     norms = product_log_norms(state_jacobians(as_step(cell), params, state, x))
-    _, trace = run_forward(
-        cell, params.w_h, params.vectors, state, project(x, params.w_x, params.b), None
-    )
-    tighter = slope_bound(params.w_h, trace.tape)
-    loose = pascanu_bound(params.w_h, jnp.arange(61.0))[:, None]
+
+    @jax.jit
+    def bounds(params):
+        z = project(x, params.w_x, params.b)
+        _, trace = run_forward(cell, params.w_h, params.vectors, state, z, None)
+        loose = pascanu_bound(params.w_h, jnp.arange(61.0))[:, None]
+        return slope_bound(params.w_h, trace.tape), loose
+
+    norms, (tighter, loose) = jax.tree.map(np.asarray, (norms, bounds(params)))
     rounding = 1e-10
     assert np.all(norms.spectral <= tighter + rounding)
     assert np.all(tighter <= loose + rounding)
@@ -98,16 +110,16 @@ def test_mean_squared_gradient_is_the_frobenius_norm(name, x64):
     """The mean over an orthonormal basis of ||J^T v||^2 is ||J||_F^2 / H: measure 1 and 2 agree."""
     cell, hidden, time = CELLS[name], 6, 40
     params = init_params(jax.random.key(0), cell, hidden, hidden, dtype=jnp.float64)
-    x = jax.random.normal(jax.random.key(1), (time, 1, hidden))
+    x = np.random.default_rng(1).normal(size=(time, 1, hidden))
     one = cell.init_state(1, hidden, jnp.float64)
     norms = product_log_norms(state_jacobians(as_step(cell), params, one, x))
-    many = jnp.broadcast_to(x, (time, hidden, hidden))
+    many = np.broadcast_to(x, (time, hidden, hidden))
     curves = measure_layer_lags(
-        cell, params, cell.init_state(hidden, hidden, jnp.float64), many, jnp.eye(hidden)
+        cell, params, cell.init_state(hidden, hidden, jnp.float64), many, np.eye(hidden)
     )
     mean = np.log(np.mean(np.exp(2 * np.asarray(curves.h)), axis=1)) / 2
     np.testing.assert_allclose(
-        mean, norms.frobenius[:time, 0] - np.log(hidden) / 2, rtol=1e-12, atol=1e-11
+        mean, np.asarray(norms.frobenius)[:time, 0] - np.log(hidden) / 2, rtol=1e-12, atol=1e-11
     )
 
 
@@ -121,9 +133,8 @@ def test_eigenvalues_below_one_do_not_bound_the_gradient(x64):
     jacobians = state_jacobians(as_step(CELLS["rnn"]), params, state, jnp.zeros((20, 1, 1)))
     assert np.max(np.abs(np.linalg.eigvals(w))) < 1e-7
     np.testing.assert_allclose(jacobians[0, 0] @ jacobians[0, 0], 2 * jacobians[0, 0], rtol=1e-9)
-    assert float(jnp.exp(product_log_norms(jacobians[:, 0]).spectral[20])) == pytest.approx(
-        7.4e6, rel=0.01
-    )
+    norms = product_log_norms(jacobians[:, 0])
+    assert np.exp(np.asarray(norms.spectral)[20]) == pytest.approx(7.4e6, rel=0.01)
 
 
 def mpmath_log_singular_values(factors):
@@ -159,12 +170,12 @@ def test_singular_spectrum_at_every_lag(x64):
 
 
 def test_singular_values_of_what_is_exact(x64):
-    q = jax.random.orthogonal(jax.random.key(0), 6, shape=(50,))
+    q = np.asarray(jax.random.orthogonal(jax.random.key(0), 6, shape=(50,)))
     np.testing.assert_allclose(log_singular_values(q), np.zeros(6), atol=1e-12)
     scaled = log_singular_values(0.01 * q)
     np.testing.assert_allclose(scaled, np.full(6, 50 * np.log(0.01)), rtol=1e-12)
-    dead = jnp.broadcast_to(jnp.diag(jnp.asarray([2.0, 0.5, 0.0])), (40, 3, 3))
-    found = log_singular_values(dead)
+    dead = np.broadcast_to(np.diag([2.0, 0.5, 0.0]), (40, 3, 3))
+    found = np.asarray(log_singular_values(dead))
     np.testing.assert_allclose(found[:2], [40 * np.log(2), -40 * np.log(2)], rtol=1e-12)
     assert found[2] == -np.inf
 
@@ -172,11 +183,10 @@ def test_singular_values_of_what_is_exact(x64):
 @pytest.fixture
 def constant(x64):
     """A linear RNN with real eigenvalues of distinct magnitude, and its spectrum's logs."""
-    values = jnp.asarray([1.3, -0.9, 0.6, 0.2])
-    basis = jax.random.normal(jax.random.key(1), (4, 4))
-    params = linear_layer(basis @ jnp.diag(values) @ jnp.linalg.inv(basis))
-    x = jax.random.normal(jax.random.key(2), (1500, 1, 4))
-    return params, RNNState(jnp.zeros((1, 4))), x, jnp.log(jnp.abs(values))
+    values, rng = np.asarray([1.3, -0.9, 0.6, 0.2]), np.random.default_rng(1)
+    basis, x = rng.normal(size=(4, 4)), rng.normal(size=(1500, 1, 4))
+    params = linear_layer(basis @ np.diag(values) @ np.linalg.inv(basis))
+    return params, RNNState(np.zeros((1, 4))), x, np.log(np.abs(values))
 
 
 def test_exponents_of_a_constant_jacobian_are_its_eigenvalues(constant):
@@ -193,7 +203,7 @@ def test_exponents_sum_to_the_mean_log_determinant(name, x64):
     cell = CELLS[name]
     params, state, x = random_layer(cell)
     step = as_step(cell)
-    found = lyapunov_spectrum(step, params, state, x).sum(axis=1)
+    found = np.asarray(lyapunov_spectrum(step, params, state, x)).sum(axis=1)
     logs = np.linalg.slogdet(np.asarray(state_jacobians(step, params, state, x)))[1]
     mean = logs.mean(axis=0)
     singular = np.isneginf(mean)  # rectifiers that are off
@@ -209,10 +219,10 @@ def test_the_largest_exponent_is_the_slope_of_the_gradient(name, bias, x64):
     params = init_params(
         jax.random.key(0), cell, hidden, hidden, forget_bias=bias, dtype=jnp.float64
     )
-    x = jax.random.normal(jax.random.key(1), (time, 1, hidden))
+    rng = np.random.default_rng(1)
+    x, d_h = rng.normal(size=(time, 1, hidden)), rng.normal(size=(1, hidden))
     state = cell.init_state(1, hidden, jnp.float64)
     top = lyapunov_spectrum(as_step(cell), params, state, x, exponents=1)[0, 0]
-    d_h = jax.random.normal(jax.random.key(2), (1, hidden))
     curve = np.asarray(measure_layer_lags(cell, params, state, x, d_h).state[:, 0])
     assert slope_per_step(curve, first=1) == pytest.approx(float(top), abs=0.01)
 

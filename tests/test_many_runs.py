@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -23,7 +24,13 @@ from lm.config import (
     is_traced,
 )
 from lm.data.batches import SentenceBatches, StreamBatches
-from lm.evaluate import cut_rows, evaluate_sentences, evaluate_stream, scan_stream
+from lm.evaluate import (
+    cut_rows,
+    evaluate_sentences,
+    evaluate_stream,
+    make_forward,
+    scan_stream,
+)
 from lm.many_runs import make_train_points, measure_lanes
 from lm.monitor import observe
 from lm.optim import Hyper, make_schedule
@@ -51,7 +58,8 @@ def run_alone(fixed, point, batches, every=EVERY, sentences=False):
     schedule = make_schedule(optim, batches.steps_per_epoch, STEPS)
     block = make_block(fixed.model, optim, schedule, regularize=fixed.regularize)
     hyper = Hyper(jnp.float32(optim.learning_rate), jnp.float32(optim.clip))
-    evaluate = evaluate_sentences if sentences else evaluate_stream
+    measure = evaluate_sentences if sentences else evaluate_stream
+    evaluate = partial(measure, fixed.model, forward=make_forward(fixed.model))
     losses, curve, best, step = [], [], None, 0
     while step < STEPS and not (optim.early_stop and bool(state.monitor.stalled)):
         due = min(STEPS, (step // every + 1) * every)
@@ -61,14 +69,14 @@ def run_alone(fixed, point, batches, every=EVERY, sentences=False):
             losses.extend(metrics.nats / metrics.tokens)
         step = int(state.step)
         params = jax.tree.map(jnp.copy, state.evaluated_params)
-        found = evaluate(fixed.model, params, SPLITS["valid"])
+        found = evaluate(params, SPLITS["valid"])
         if found.nats / found.tokens < float(state.monitor.best):
             best = step, params
         loss = found.nats / found.tokens
         monitor, average = observe(optim, state.monitor, state.average, loss)
         state = state.replace(monitor=monitor, average=average)
         curve.append((step, loss))
-    test = evaluate(fixed.model, best[1], SPLITS["test"])
+    test = evaluate(best[1], SPLITS["test"])
     return losses, curve, best, test.nats / test.tokens
 
 
@@ -222,7 +230,8 @@ def test_scanned_perplexity_is_the_streamed_one(forget_bias, tokens, batch):
     config = ModelConfig(hidden_size=8, embedding_size=8, forget_bias=forget_bias)
     params, text = model.init(jax.random.key(0), config, V), TOKENS[:tokens]
     expected = evaluate_stream(config, params, text, batch=batch, length=16)
-    nats = scan_stream(config, params, cut_rows(text, batch=batch, length=16))
+    scan = jax.jit(partial(scan_stream, config))
+    nats = np.asarray(scan(params, cut_rows(text, batch=batch, length=16)))
     np.testing.assert_allclose(nats.sum(), expected.nats, rtol=1e-5)
 
 

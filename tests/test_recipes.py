@@ -241,7 +241,6 @@ def test_a_start_is_gone_on_from(seeds, tmp_path):
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_a_start_killed_before_its_first_checkpoint_begins_there_again(seeds, tmp_path):
     book, folder, _ = seeds
     run = tmp_path / "s"
@@ -256,7 +255,6 @@ def test_a_start_killed_before_its_first_checkpoint_begins_there_again(seeds, tm
 
 
 @pytest.mark.whole
-@pytest.mark.whole
 def test_a_seed_that_diverges_does_not_lose_the_others(seeds, tmp_path):
     book, _, _ = seeds
     flags = ["--seeds=2", "--learning_rate=1e30", "--clip=inf", *SMALL]
@@ -267,7 +265,6 @@ def test_a_seed_that_diverges_does_not_lose_the_others(seeds, tmp_path):
     assert "every seed diverged" in done.stderr
 
 
-@pytest.mark.whole
 @pytest.mark.whole
 def test_early_stopping_ends_a_run_and_its_resumption(seeds, tmp_path):
     book, _, _ = seeds
@@ -282,7 +279,6 @@ def test_early_stopping_ends_a_run_and_its_resumption(seeds, tmp_path):
     assert (tmp_path / "r" / "results.json").read_text() == whole
 
 
-@pytest.mark.whole
 @pytest.mark.whole
 def test_dispatches_are_of_few_lengths_where_nothing_divides(seeds, tmp_path):
     """One compilation for each: 7 steps an epoch of the schedule, checkpoints every 5, 3 a call."""

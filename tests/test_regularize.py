@@ -41,8 +41,12 @@ TOKENS = np.random.default_rng(0).integers(1, V, 2000).astype(np.int32)
 PARAMS = model.init(jax.random.key(0), NETWORK, V)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def masks_of(config, key=0):
     return draw_masks(jax.random.key(key), config, NETWORK, V, T, B)
+
+
+compiled_nats = jax.jit(partial(batch_nats, NETWORK), static_argnames="regularize")
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -89,16 +93,17 @@ def test_masks_of_layers_kinds_and_steps_differ():
 def oracle_apply(params, masks, tokens):
     """Layer by layer and step by step with explicit masks: the equations of the papers."""
     cell = CELLS["lstm"]
-    step = as_step(cell)
+    step = jax.jit(as_step(cell))
     h = np.array(params.embedding)[tokens]
     h = h * np.array(masks.words)[tokens][..., None] * np.array(masks.input)
+    masks = jax.tree.map(np.asarray, masks)
     for index, layer in enumerate(params.layers):
         dropped = layer._replace(w_h=layer.w_h * masks.weights[index])
         state = cell.init_state(B, layer.w_h.shape[0])
         outputs = []
         for x_t in h:
             seen = state._replace(h=state.h * masks.state[index])
-            state, h_t = step(dropped, seen, jnp.asarray(x_t))
+            state, h_t = step(dropped, seen, x_t)
             outputs.append(np.asarray(h_t))
         h = np.stack(outputs)
         if index < len(params.layers) - 1:
@@ -117,7 +122,8 @@ def test_masks_act_where_the_equations_say(kind):
         )
     )
     tokens = TOKENS[: T * B].reshape(T, B)
-    _, h = model.apply(NETWORK, PARAMS, model.init_carry(NETWORK, B), tokens, masks=masks)
+    carry = model.init_carry(NETWORK, B)
+    _, h = jax.jit(partial(model.apply, NETWORK))(PARAMS, carry, tokens, masks=masks)
     np.testing.assert_allclose(h, oracle_apply(PARAMS, masks, tokens), rtol=1e-5, atol=1e-6)
 
 
@@ -125,29 +131,32 @@ def test_masks_act_where_the_equations_say(kind):
 def test_gradient_with_dropped_states_equals_autodiff(name, x64):
     """The engine's backward scan against autodiff of the plain loop, padding included."""
     cell, hidden = CELLS[name], 6
-    keys = jax.random.split(jax.random.key(3), 6)
-    params = init_params(keys[0], cell, 5, hidden, dtype=jnp.float64)
-    x = jax.random.normal(keys[1], (T, B, 5), jnp.float64)
-    weight = jax.random.normal(keys[2], (T, B, hidden), jnp.float64)
-    kept = draw_mask(keys[3], 0.4, (B, hidden), jnp.float64)
-    mask = jax.random.bernoulli(keys[4], 0.8, (T, B))
+    rng = np.random.default_rng(3)
+    params = init_params(jax.random.key(3), cell, 5, hidden, dtype=jnp.float64)
+    x, weight = rng.normal(size=(T, B, 5)), rng.normal(size=(T, B, hidden))
+    kept = draw_mask(jax.random.key(4), 0.4, (B, hidden), jnp.float64)
+    mask = rng.random((T, B)) < 0.8
 
     def ours(p, x):
         state = cell.init_state(B, hidden, jnp.float64)
         return jnp.sum(unroll(cell, p, state, x, mask, state_mask=kept)[1] * weight)
 
     def plain(p, x):
-        state, total = cell.init_state(B, hidden, jnp.float64), 0.0
-        for x_t, mask_t, weight_t in zip(x, mask[..., None], weight, strict=True):
+        def step(state, at_t):
+            x_t, mask_t, weight_t = at_t
             # What a gate sees of h_{t-1} beside the product is not dropped (the GRU's blend).
             u_t = recurrent_product(cell, state._replace(h=state.h * kept), p.w_h)
             new = cell.gate(p.vectors, state, add_bias(x_t @ p.w_x, p.b), u_t)
             state = jax.tree.map(partial(jnp.where, mask_t), new, state)
-            total += jnp.sum(jnp.where(mask_t, state.h, 0) * weight_t)
-        return total
+            return state, jnp.sum(jnp.where(mask_t, state.h, 0) * weight_t)
 
-    np.testing.assert_allclose(ours(params, x), plain(params, x), rtol=1e-12)
-    found, wanted = (jax.grad(f, argnums=(0, 1))(params, x) for f in (ours, plain))
+        state = cell.init_state(B, hidden, jnp.float64)
+        return jnp.sum(jax.lax.scan(step, state, (x, mask[..., None], weight))[1])
+
+    (loss, found), (plain_loss, wanted) = (
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, x) for f in (ours, plain)
+    )
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-12)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
@@ -168,12 +177,13 @@ def test_penalties_by_hand():
 def test_penalties_are_added_to_the_loss_but_not_to_the_nats():
     batch = StreamBatches(TOKENS, B, T).at(3)
     carry = model.init_carry(NETWORK, B)
-    plain, (_, nats, _) = batch_nats(NETWORK, PARAMS, carry, batch)
-    _, h = model.apply(NETWORK, PARAMS, carry, batch.inputs)
+    plain, (_, nats, _) = compiled_nats(PARAMS, carry, batch)
+    _, h = jax.jit(partial(model.apply, NETWORK))(PARAMS, carry, batch.inputs)
+    h = np.asarray(h)
     penal = RegularizeConfig(activation_penalty=2.0, slowness_penalty=3.0)
-    mask = Masks(output=jnp.full((1, B, 16), 2.0))
-    dropped, (_, nats_dropped, _) = batch_nats(NETWORK, PARAMS, carry, batch, None, mask)
-    loss, (_, nats_penal, _) = batch_nats(NETWORK, PARAMS, carry, batch, None, mask, penal)
+    mask = Masks(output=np.full((1, B, 16), 2.0, np.float32))
+    dropped, (_, nats_dropped, _) = compiled_nats(PARAMS, carry, batch, None, mask)
+    loss, (_, nats_penal, _) = compiled_nats(PARAMS, carry, batch, None, mask, penal)
     wanted = dropped + 2 * np.mean((2 * h) ** 2) + 3 * np.mean(np.diff(h, axis=0) ** 2)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     assert nats_penal == nats_dropped
@@ -207,7 +217,7 @@ def test_dropout_changes_training_and_not_evaluation(trained):
     assert first.nats == evaluate_stream(NETWORK, params, TOKENS[:300]).nats
     # The nats of evaluation are those of the bare equations.
     batch = StreamBatches(TOKENS[:300], 1, 300).at(0)
-    nats = batch_nats(NETWORK, params, model.init_carry(NETWORK, 1), batch)[1][1]
+    nats = compiled_nats(params, model.init_carry(NETWORK, 1), batch)[1][1]
     np.testing.assert_allclose(first.nats, nats, rtol=1e-5)
 
 
@@ -278,8 +288,8 @@ def test_padding_of_a_random_length_changes_nothing_and_scales_the_rate():
     width = int(padded.mask[:, 0].sum())
     bare = StreamBatches(TOKENS, 4, width).at(0)
     carry = model.init_carry(NETWORK, 4)
-    a, (carry_a, _, tokens_a) = batch_nats(NETWORK, PARAMS, carry, padded)
-    b, (carry_b, _, tokens_b) = batch_nats(NETWORK, PARAMS, carry, bare)
+    a, (carry_a, _, tokens_a) = compiled_nats(PARAMS, carry, padded)
+    b, (carry_b, _, tokens_b) = compiled_nats(PARAMS, carry, bare)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     assert tokens_a == tokens_b == 4 * width
     for x, y in zip(jax.tree.leaves(carry_a), jax.tree.leaves(carry_b), strict=True):

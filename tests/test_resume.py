@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_bits(extra, book, tmp_path):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(book, tmp_path):
     folder = tmp_path / "r"
     flags = [f"--corpus={book}", f"--run={folder}", "--steps=30", "--checkpoint_every=10", *TINY]
-    assert run("train", *flags).returncode == 0
+    assert call("train", *flags).returncode == 0
     whole = (folder / "results.json").read_text()
     assert saved_steps(folder) == 30
     for path in (folder / "checkpoints" / "30").rglob("*"):
@@ -139,10 +139,10 @@ def test_resume_refuses_another_text_and_other_options(book, tmp_path):
     copy = tmp_path / "book.txt"
     copy.write_text(book.read_text())
     flags = [f"--corpus={copy}", f"--run={tmp_path / 'r'}", "--steps=4", *TINY]
-    assert run("train", *flags).returncode == 0
-    done = run("train", f"--run={tmp_path / 'r'}", "--resume", "--learning_rate=3")
+    assert call("train", *flags).returncode == 0
+    done = call("train", f"--run={tmp_path / 'r'}", "--resume", "--learning_rate=3")
     assert_one_line(done, "learning_rate is 3.0", "made with none")
     done = call("train", f"--run={tmp_path / 'r'}", "--resume", "--recipe=zaremba_small")
     assert_one_line(done, "recipe is zaremba_small", "made with none")
     copy.write_text(book.read_text().replace("cat", "dog"))
-    assert_one_line(run("train", f"--run={tmp_path / 'r'}", "--resume"), "has changed")
+    assert_one_line(call("train", f"--run={tmp_path / 'r'}", "--resume"), "has changed")

@@ -46,6 +46,13 @@ def test_the_documentation_has_the_plan():
     assert plan_table() in (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
 
 
+def test_what_cannot_be_timed_is_refused_before_anything_is():
+    with pytest.raises(ValueError, match="devices is 3, which does not divide the 4 rows"):
+        next(scaling.each_row(SIZE, (1, 3)))
+    with pytest.raises(ValueError, match="wanted fewer"):
+        scaling.measure(640, SIZE)
+
+
 def test_a_measured_step_is_printed(capsys):
     found = [scaling.measure(1, SIZE) | {"growth": growth} for growth in (False, True)]
     assert found[0]["tokens"] == 40

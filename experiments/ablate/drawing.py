@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import figures, run_folder
 from experiments.ablate.summary import say_ratios
+from experiments.fit.drawing import describe_bias, describe_scale
 from experiments.page.svg import words
 from lm.gradients.statistics import seed_band
 from lm.task_lengths import LEAST_STEPS
@@ -78,7 +79,7 @@ def plot_forest(results: Results) -> Any:
     for place, row in zip(places, rows, strict=True):
         mean, low, high = (number(row[key]) for key in ("ratio", "ratio_low", "ratio_high"))
         if math.isnan(mean):
-            left.text(0, place, "  diverged", va="center", color=NOT_SHOWN)
+            left.text(0, place, f"  {row['verdict']}", va="center", color=NOT_SHOWN)
             continue
         real = row["verdict"] in ("worse", "better")
         colour = REAL if real else NOT_SHOWN
@@ -233,9 +234,10 @@ def caption(figure: Any, results: Results, reduction: str = "") -> None:
             f"{corpus}, {kept}, {config['steps']:,} steps of {rule} on {data['batch_size']} x "
             f"{data['length']} tokens, {optim['schedule']} schedule"
         )
-    same = {
-        "clipping": f"clip {optim['clip']}",
-        "forget_bias": f"forget bias {model['forget_bias']:g}",
+    same = {  # study -> what is the same in all variants of any other
+        "clipping": f"clip {optim['clip']:g}",
+        "forget_bias": describe_bias(model),
+        "init": "" if results.on_task else f"{describe_scale(model)} at the start",
     }
     parts = [reduction, seeds, f"95 % t intervals; {size}", read]
     parts += [text for study, text in same.items() if study != config["study"]]

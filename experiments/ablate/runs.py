@@ -185,17 +185,17 @@ class TaskRuns:
         for seed, rate in points:
             hyper = TaskHyper(rate, setting.optim.clip, of_model.forget_bias)
             run = jax.device_get(train(jax.random.key(seed), hyper))
-            advance(1.0)
             wrong = np.flatnonzero(~np.isfinite([*run.losses, run.loss]))
             count = sum(leaf.size for leaf in jax.tree.leaves(run.after))
             if len(wrong):
                 yield Found(np.inf, np.inf, int(wrong[0]), count)
-                continue
-            stages = (run.before, run.after) if measure else ()
-            flow = [to_floats(lags(params)) for params in stages]
-            with np.errstate(divide="ignore"):
-                loss = float(np.log(run.loss))
-            yield Found(loss, loss, None, count, *flow)
+            else:
+                stages = (run.before, run.after) if measure else ()
+                flow = [to_floats(lags(params)) for params in stages]
+                with np.errstate(divide="ignore"):
+                    loss = float(np.log(run.loss))
+                yield Found(loss, loss, None, count, *flow)
+            advance(1.0)  # once it is kept: a stop takes nothing along that is finished
 
     def _compile(self, network: TaskNetwork, steps: int, updates: int) -> tuple[Any, Any]:
         task = make_task(self._name, steps)

@@ -206,6 +206,8 @@ STUDIES: dict[str, Study] = {
     "clipping": Study("How far should gradients be clipped?", clipping),
     "truncation": Study("How far back does the gradient have to go?", truncation),
     "init": Study("How should weights start?", init, fixes=("recurrent_init", "init")),
-    "depth": Study("Is a deep network better than a wide one?", depth, on="text"),
+    "depth": Study(
+        "Is a deep network better than a wide one?", depth, on="text", fixes=("last_hidden_size",)
+    ),
     "length": Study("How much has to be read at once?", length),
 }

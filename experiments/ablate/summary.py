@@ -139,6 +139,8 @@ def format_table(rows: Rows, study: Study, on_task: bool) -> str:
         edge = "*" if row["rate_at_edge"] else " "
         traits.append([row["label"], f"{row['parameters'] or 0:,}", rate + edge, *flow])
         line = [row["label"], say_score(row["test"], on_task)]
+        if not row["verdict"] and row["diverged"]:
+            line += ["", "", "", say_verdict(row)]
         if row["verdict"]:
             mean, low, high = say_ratios(row["ratio"], row["ratio_low"], row["ratio_high"])
             line += [mean, f"{low} to {high}", say_p(row["p_holm"]), say_verdict(row)]
@@ -166,7 +168,8 @@ def say_score(score: float, on_task: bool) -> str:
 
 
 def say_verdict(row: dict[str, Any]) -> str:
-    return row["verdict"] + (f" ({row['diverged']} div.)" if row["diverged"] else "")
+    lost = f"({row['diverged']} div.)" if row["diverged"] else ""
+    return f"{row['verdict'] or ''} {lost}".strip()
 
 
 def say_horizon(steps: float) -> str:
@@ -178,9 +181,13 @@ def say_horizon(steps: float) -> str:
 def footnote(seeds: int, tuning_seeds: int, rows: Rows) -> str:
     """How the table is to be read."""
     edge = "; * the best rate is at the edge of the grid" if any_edge(rows) else ""
+    lost = any(row["diverged"] for row in rows)
+    which = f"{seeds} seeds"
+    if lost:
+        which = f"those of {which} that did not diverge (div.: how many did)"
+    others = f"{tuning_seeds} other{'s' * (tuning_seeds > 1)}"
     text = (
-        f"Means over {seeds} seeds at the rate that was best on {tuning_seeds} "
-        f"other{'s' * (tuning_seeds > 1)}{edge}. "
+        f"Means over {which} at the rate that was best on {others}{edge}. "
         "Differences are paired by seed, in logarithms; p is a paired t test's after Holm's "
         "correction for all comparisons of the table, real below 0.05. Slope: natural log of "
         "||dL_T/dh_t|| per step back; horizon: steps beyond the first until it has fallen by 1/e."
@@ -195,7 +202,9 @@ def any_edge(rows: Rows) -> bool:
 def headline(rows: Rows, on_task: bool) -> str:
     """What is real, largest first, and what is not shown, in a sentence."""
     measured = "loss" if on_task else "perplexity"
-    tested = [row for row in rows[1:] if row["verdict"] != "diverged"]
+    if any(row["verdict"] == "no baseline" for row in rows):
+        return f"{rows[0]['label']} diverged: there is nothing to compare with"
+    tested = [row for row in rows[1:] if not math.isnan(row["p"])]
     real = [row for row in tested if row["verdict"] != "no difference shown"]
     real.sort(key=lambda row: -abs(math.log(row["ratio"])))
     parts = [f"{row['label']} {say_ratios(row['ratio'])[0]}" for row in real]
@@ -207,5 +216,5 @@ def headline(rows: Rows, on_task: bool) -> str:
     rest = [row["label"] for row in tested if row not in real]
     if real and rest:
         said += f"; not shown {', '.join(rest)}"
-    lost = [row["label"] for row in rows[1:] if row["verdict"] == "diverged"]
-    return said + (f"; diverged {', '.join(lost)}" if lost else "")
+    lost = [f"{row['label']} {row['verdict']}" for row in rows[1:] if row not in tested]
+    return said + (f"; {', '.join(lost)}" if lost else "")

@@ -15,28 +15,42 @@ CONFIDENCE = 0.95  # of each interval, on its own
 
 
 class Effect(NamedTuple):
-    """A variant beside the baseline, in logs; NaN where fewer than two pairs are left."""
+    """A variant beside the baseline, in logs; NaN where there is no test."""
 
     mean: float
     low: float
     high: float
     p: float  # of a paired t test
     pairs: int  # seeds that neither lost
+    untested: str = ""  # why there is no test
 
 
 def paired_effect(variant: np.ndarray, baseline: np.ndarray) -> Effect:
-    """The mean difference with its t interval. [S] each, not finite where a run diverged."""
+    """The mean difference with its t interval. [S] each, not finite where a run diverged.
+
+    Where more than half of either's runs diverged there is no test: the few that did not are a
+    choice, and no sample.
+    """
     both = np.isfinite(variant) & np.isfinite(baseline)
     differences = variant[both] - baseline[both]
     pairs = len(differences)
-    if pairs < 2:
-        return Effect(*(float("nan"),) * 4, pairs)
+    if untested := why_untested(variant, baseline, pairs):
+        return Effect(*(float("nan"),) * 4, pairs, untested)
     mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(pairs)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, pairs - 1) * error
     if error == 0:
         return Effect(mean, mean, mean, 0.0 if mean else 1.0, pairs)
     p = 2 * stats.t.sf(abs(mean) / error, pairs - 1)
     return Effect(float(mean), float(mean - half), float(mean + half), float(p), pairs)
+
+
+def why_untested(variant: np.ndarray, baseline: np.ndarray, pairs: int) -> str:
+    """What stands in the place of a verdict; empty where there can be one."""
+    if np.isfinite(variant).mean() < 0.5:
+        return "diverged"
+    if np.isfinite(baseline).mean() < 0.5:
+        return "no baseline"
+    return "" if pairs > 1 else "too few pairs"
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -68,8 +82,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 def verdict(effect: Effect, adjusted: float) -> str:
     """One word or two: what the seeds say."""
-    if np.isnan(adjusted):
-        return "diverged"
+    if effect.untested:
+        return effect.untested
     if adjusted >= ALPHA:
         return "no difference shown"
     return "worse" if effect.mean > 0 else "better"

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments import flags
+from experiments import cores, flags
 from experiments.fit.coordinator import (
     HEARTBEAT_SECONDS,
     JOIN_SECONDS,
@@ -103,8 +103,11 @@ class Company:
 ALONE = Company()  # one process with one device
 
 
-def join(config: DevicesConfig, program: str = "train") -> Company:
+def join(config: DevicesConfig, program: str = "train", typed: bool = True) -> Company:
     """Meet the other processes, if there are any, and lay out the mesh.
+
+    Args:
+      typed: as for `lay_out`.
 
     Raises:
       ValueError: they cannot be met, or there are not so many devices.
@@ -113,7 +116,8 @@ def join(config: DevicesConfig, program: str = "train") -> Company:
         print(f"{program}: {note}", file=sys.stderr)
     place = find_place(config, os.environ)
     if place is None:
-        return Company(lay_out(config))
+        return Company(lay_out(config, typed))
+    cores.leave_uncounted()  # of a host, whose processes would each count all
     watch = Watch(place, program)
     jax.config.update("jax_enable_preemption_service", False)  # signals: experiments.fit.signals
     jax.distributed.initialize(
@@ -138,11 +142,19 @@ def join(config: DevicesConfig, program: str = "train") -> Company:
     return company
 
 
-def lay_out(config: DevicesConfig) -> Mesh | None:
-    """The mesh that --mesh asks for; None for one device."""
+def lay_out(config: DevicesConfig, typed: bool = True) -> Mesh | None:
+    """The mesh that --mesh asks for; None for one device.
+
+    Args:
+      typed: by the user, now. A run that was spread over more cores than there are here goes on
+        with one device; a line says so.
+    """
     devices, wanted = jax.devices(), config.devices
     count = len(devices) if wanted == ALL else wanted
     processes = jax.process_count()
+    if count > len(devices) and not typed and devices[0].platform == "cpu":
+        print(f"begun with {config.mesh}, which this CPU has not; goes on with one device")
+        return None
     if count > len(devices):
         kind = devices[0].platform
         more = f", or JAX_NUM_CPU_DEVICES={count} before the command" if kind == "cpu" else ""

@@ -119,7 +119,8 @@ async def coordinate(port: int, count: int) -> None:
     else:
         missing = ", ".join(str(k) for k in range(count) if k not in coordinator.writers)
         coordinator.tell(f"refuse process {missing} of {count} has not come in {JOIN_SECONDS} s")
-    await coordinator.over.wait()
+    if coordinator.writers:
+        await coordinator.over.wait()
     server.close()
     service.shutdown()
 

@@ -41,8 +41,12 @@ class DevicesConfig:
     def __post_init__(self) -> None:
         validate(self)
         _ = self.devices
-        if self.coordinator and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
-            raise ValueError(f"coordinator is {self.coordinator}; wanted HOST:PORT, as node1:9900")
+        if self.coordinator:
+            port = re.fullmatch(r".+:(\d{1,5})", self.coordinator)
+            if not port or not 0 < int(port[1]) < 2**16:
+                raise ValueError(
+                    f"coordinator is {self.coordinator}; wanted HOST:PORT, as node1:9900"
+                )
         if self.processes and self.process >= self.processes:
             raise ValueError(
                 f"process is {self.process} of {self.processes}; wanted 0 to {self.processes - 1}"
@@ -153,7 +157,7 @@ def own_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     tasks = int((re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", "")) or ["1"])[0])
     local = int(environ.get("SLURM_LOCALID", "0"))
     seen = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if tasks == 1 or (seen and len(seen) < tasks):
+    if tasks == 1 or "SLURM_GPUS_PER_TASK" in environ or (seen and len(seen) < tasks):
         return None
     each = max(1, len(seen) // tasks)
     return tuple(range(local * each, (local + 1) * each))

@@ -124,10 +124,24 @@ def plot_flow(folder: Path, stored: Any, lines: list[dict[str, Any]]) -> list[Pa
 
 def describe_start(stored: dict[str, Any]) -> str:
     """What a figure says of a model's parameters at the start."""
+    bias = describe_bias(stored)
+    return (f"{bias}, " if bias else "") + f"{describe_scale(stored)} at the start"
+
+
+def describe_bias(stored: dict[str, Any]) -> str:
+    """How the forget gate starts; empty where there is none."""
     start = forget_gate_start({"cell": stored["cell"], "model": stored})
-    bias = start if start.startswith("chrono") else f"forget bias {start}"
-    scale = f"input scale {stored['input_scale']:g}"
+    return start if not start or start.startswith("chrono") else f"forget bias {start}"
+
+
+def describe_scale(stored: dict[str, Any]) -> str:
+    """How the weights start."""
     if stored["init"] != "scaled":
         scale = f"weights from U(-{stored['init_range']:g}, {stored['init_range']:g})"
-        scale += ", of layers from H^-1/2" * (stored["init"] == "pytorch")
-    return (f"{bias}, " if start else "") + f"{scale} at the start"
+        return scale + ", of layers from H^-1/2" * (stored["init"] == "pytorch")
+    recurrent, gain = stored.get("recurrent_init"), stored["recurrent_gain"]
+    return (
+        f"input scale {stored['input_scale']:g}"
+        + (f", {recurrent} recurrent weights" if recurrent else "")
+        + (f", recurrent gain {gain:g}" if gain != 1 else "")
+    )

@@ -43,7 +43,9 @@ class ClusterConfig:
     cpus: int = option(1, "cores of a job", least=1)
     gpus: int = option(0, "GPUs of a job", least=0)
     memory: int = option(0, "memory of a job, GB; 0: the cluster's default", least=0)
-    jobs: int = option(16, "jobs that a group of points is cut into, at most", least=1)
+    jobs: int = option(
+        16, "jobs that a group of points is cut into, and that run at once, at most", least=1
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -72,7 +74,7 @@ class Config:
     draw_seed: int = option(0, "of the random search's draws", least=0)
     executor: str = option(
         "local",
-        "who trains: local (worker processes of this machine) or slurm (job arrays of a cluster)",
+        "who trains: local (worker processes of this machine) or slurm (jobs of a cluster)",
         choices=("local", "slurm"),
     )
     workers: int = option(

@@ -125,6 +125,12 @@ def each_row(size: Size, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
       what `measure` returns, with "growth": whether the batch grew with the devices.
     """
     root = Path(__file__).parents[2]
+    for devices in counts:
+        if size.batch % devices:
+            raise ValueError(
+                f"devices is {devices}, which does not divide the {size.batch} rows of {size}; "
+                "wanted numbers that do"
+            )
     for growth in (False, True):
         for devices in counts:
             rows = size.batch * (devices if growth else 1)
@@ -159,6 +165,9 @@ def measure(devices: int, size: Size) -> dict[str, Any]:
     from lm.train import init_state, make_block, place_state
 
     jax.config.update("jax_default_matmul_precision", flags.MATMUL_PRECISION)
+    if len(jax.devices()) < devices:
+        kind = jax.devices()[0].platform
+        raise ValueError(f"there are {len(jax.devices())} {kind} devices; wanted fewer")
     mesh = make_mesh(jax.devices()[:devices]) if devices > 1 else None
     config = ModelConfig(layers=size.layers, hidden_size=size.hidden, embedding_size=size.hidden)
     tokens = np.random.default_rng(0).integers(0, size.vocabulary, size.batch * (size.length + 1))
