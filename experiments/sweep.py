@@ -3,8 +3,10 @@
 Points that differ in numbers alone (seed, learning rate, clip, forget bias, dropout, ...) go
 through one compiled program; others get programs of their own. Each result is written as it comes,
 into one SQLite table; a sweep that is killed goes on with --resume, and repeats no point that is
-finished. A point that diverges or fails is a row with its error. At the end: the best settings, as
-means over seeds, figures, and a page.
+finished. Of a text it goes on with the runs that were under way, too, kept each minute; on a task
+they begin anew. A point that diverges or fails is a row with its error. At the end: the best
+settings, as means over seeds, figures, a page, and the share of the workers' time that the sweep
+took for itself, starting and drawing left out.
 
     ./launch.sh sweep --sweep "learning_rate=log(0.3,30,5) forget_bias=0,1,3 seed=0:3" --steps=300
     ./launch.sh sweep --sweep "learning_rate=log(1e-4,1e-1) hidden_size=lin(16,128)" --samples=40

@@ -16,18 +16,19 @@ import pytest
 from command_line import ROOT, TINY, assert_one_line, call, command, run, write_book
 from scipy import stats
 
-from experiments import sweep
+from experiments import cores, sweep
 from experiments.run_folder import read_config
-from experiments.search import cluster, pool, table, training
+from experiments.search import cluster, one_by_one, pool, table, training, worker
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint, group_points, make_points
 from experiments.search.pool import HandOut, share_cores
 from experiments.search.space import parse_axes
 from experiments.search.summary import find_settings, format_settings, summarise
 from experiments.search.table import Table, read_rows
-from experiments.search.training import Trainer
+from experiments.search.training import Trainer, train_text
 from experiments.train import Config as TrainConfig
 from lm.config import ALWAYS_TRACED, TRACED_UNLESS_0, DataConfig
+from lm.many_runs import Outcome
 
 
 def values(text):
@@ -458,6 +459,26 @@ def test_what_goes_wrong_in_training_is_a_record(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err  # for the worker's log
 
 
+def test_points_of_a_wave_share_its_seconds(monkeypatch):
+    """They come all at once, at its end."""
+    outcome = Outcome({}, None, np.inf, np.inf, 0, 3, 3, (), np.ones(3), np.ones(3), seconds=2.5)
+    trainer, points = Trainer(Config()), [SweepPoint(number, {}) for number in range(4)]
+    train = partial(train_text, Config(), lambda points, watch: iter([outcome] * len(points)))
+    monkeypatch.setattr(trainer, "_program", lambda fixed: train)
+    assert [r["seconds"] for r in trainer.train({}, points, lambda tick: None)] == [2.5] * 4
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("train", ["cores", "runs"]), ("program", [])])
+def test_what_a_sweep_is_timed_against_has_the_devices_of_train(kind, expected, monkeypatch):
+    done = []
+    monkeypatch.setattr(worker, "prepare_jax", lambda data: None)
+    monkeypatch.setattr(cores, "count_as_devices", lambda: done.append("cores"))
+    monkeypatch.setattr(one_by_one, "train_runs", lambda *_: done.append("runs") or [1.0, 2.0])
+    monkeypatch.setattr(one_by_one, "program_runs", lambda *_: [1.0, 2.0])
+    one_by_one.main(kind, 2, [])
+    assert done == expected
+
+
 def test_groups_that_read_differently_keep_their_waves_apart(book, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(training, "make_train_points", lambda *_, keep, **__: made.append(keep))
@@ -514,6 +535,24 @@ def wait_for(folder, count, status="finished"):
     raise AssertionError
 
 
+def workers_of(process):
+    asked = ["pgrep", "-P", str(process.pid), "-f", "experiments.search.worker"]
+    return [
+        int(pid) for pid in subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    ]
+
+
+def await_end(pids):
+    """Of processes that nobody waits for; one that is a zombie has ended."""
+    for _ in range(100):
+        asked = ["ps", "-o", "stat=", "-p", ",".join(map(str, pids))]
+        states = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+        if all(state.startswith("Z") for state in states):
+            return
+        time.sleep(0.1)
+    raise AssertionError
+
+
 @pytest.mark.whole
 def test_a_sweep_that_is_killed_goes_on_and_its_points_are_runs_of_train(book, tmp_path):
     """Kill -9 of the command, then of a worker, then Ctrl-C; no finished point is trained again."""
@@ -527,20 +566,17 @@ def test_a_sweep_that_is_killed_goes_on_and_its_points_are_runs_of_train(book, t
     ]
     first = start(*flags, f"--run={folder}")
     wait_for(folder, 2)
+    orphans = workers_of(first)
+    assert orphans
     first.kill()
     first.wait()
+    await_end(orphans)
     finished = {
         r["number"]: r["finished_at"] for r in read_rows(folder) if r["status"] == "finished"
     }
     second = start(f"--run={folder}", "--resume")
     wait_for(folder, len(finished) + 1)
-    listed = subprocess.run(
-        ["pgrep", "-P", str(second.pid), "-f", "experiments.search.worker"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    os.kill(workers_of(second)[0], signal.SIGKILL)
     wait_for(folder, len(finished) + 3)
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=60)

@@ -91,7 +91,11 @@ class Config:
     steps_per_dispatch: int = option(50, "training steps in one compiled call", least=1)
     remat: bool = option(False, "as in train")
     run: str = option("", "folder of the run; empty: runs/sweep-<date>-<time>")
-    resume: bool = option(False, "go on with the sweep in --run: what is not finished, or failed")
+    resume: bool = option(
+        False,
+        "go on with the sweep in --run: what is not finished, or failed; runs that were under way "
+        "from where they were kept (each minute) on a text, from their start on a task",
+    )
     cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
