@@ -147,6 +147,7 @@ from experiments.fit.signals import StopOnSignal
 from lm.cells import CELLS
 from lm.optim import ADAPTIVE_RATE
 from lm.tables import unknown_name
+from lm.tasks import make_task
 
 
 class StoppedError(Exception):
@@ -186,7 +187,7 @@ def run(config: Config) -> Path:
 
 def stored_config(config: Config, folder: Path) -> Config:
     """The options of the run to go on with; those typed beside --resume must be the same."""
-    stored = run_folder.read_config(folder, Config)
+    stored = run_folder.read_config(folder, Config, "ablation")
     refuse_changes(config, stored, PLACES, "begin a new run")
     places = {name: getattr(config.data, name) for name in PLACES if name in config.given}
     data = dataclasses.replace(stored.data, **places)
@@ -302,9 +303,11 @@ def conclude(
 ) -> None:
     """Compare, write, draw, print."""
     study = STUDIES[config.study]
-    rows = summary.summarise(records, variants)
+    steps = {name: setting.steps for name, setting in settings_of(config, variants).items()}
+    rows = summary.summarise(records, variants, steps)
     table = summary.format_table(rows, study, config.on_task)
-    note = summary.footnote(config.seeds, config.tuning_seeds, rows)
+    blind = make_task(config.data.corpus, config.lags).baseline if config.on_task else None
+    note = summary.footnote(config.seeds, config.tuning_seeds, rows, study, blind)
     finding = summary.headline(rows, config.on_task)
     run_folder.write_text(folder / "table.txt", f"{table}\n\n{note}\n")
     run_folder.write_arrays(folder / "results.npz", summary.arrays_of(records, variants))
@@ -316,6 +319,8 @@ def conclude(
         "seconds": seconds,  # of this call: one that goes on has the rest alone
         "rows": rows,
     }
+    if blind is not None:
+        results["blind_loss"] = blind  # of the best answer that sees nothing
     run_folder.write_json(folder / "results.json", results)
     paths = plot(folder)
     print(f"{table}\n\n{note}\n\n{finding}")

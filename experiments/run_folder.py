@@ -30,6 +30,7 @@ from experiments import flags
 from lm.data.vocabulary import Vocabulary
 
 Config = TypeVar("Config")
+GO_ON = ("train", "sweep", "ablation")  # those whose runs can be taken up again
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -44,7 +45,8 @@ def create(run: str, experiment: str) -> Path:
     """
     folder = Path(run)
     if run and (folder / "config.json").exists():
-        raise ValueError(f"run {folder} exists; give another --run, or remove it first")
+        on = "go on with it by --resume, " if experiment in GO_ON else ""
+        raise ValueError(f"run {folder} exists; give another --run, {on}or remove it first")
     try:
         if not run:
             folder = claim_new(Path("runs"), f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -159,8 +161,11 @@ def rewrite_config(folder: Path, config: Any) -> None:
     write_json(folder / "config.json", {"command": command, "config": dataclasses.asdict(config)})
 
 
-def read_config(folder: Path, config_class: type[Config]) -> Config:
+def read_config(folder: Path, config_class: type[Config], maker: str = "train") -> Config:
     """The configuration of a run.
+
+    Args:
+      maker: the experiment whose configuration it is.
 
     Raises:
       ValueError: it does not fit the dataclass: made by another version or experiment.
@@ -170,8 +175,8 @@ def read_config(folder: Path, config_class: type[Config]) -> Config:
         return from_dict(config_class, stored)
     except (KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(
-            f"{folder} holds no run of train, or one of another version; wanted the folder that "
-            "./launch.sh train made"
+            f"{folder} holds no run of {maker}, or one of another version; wanted the folder that "
+            f"./launch.sh {maker} made"
         ) from None
 
 

@@ -118,7 +118,8 @@ def run_one(
     with company.in_turn(), corpus_bar() if company.first else nullcontext() as bar:
         corpus = load_corpus(config.data, vocabulary, bar)
     mesh = settle_mesh(config, folder, len(corpus.vocabulary))
-    if mesh != config.devices.mesh:
+    chosen = mesh != config.devices.mesh
+    if chosen:
         config = dataclasses.replace(config, devices=DevicesConfig(mesh=mesh))
         company = dataclasses.replace(company, mesh=lay_out(config.devices, typed=False))
     # Before there is a folder: a text that is too short, and another model to start from.
@@ -132,7 +133,7 @@ def run_one(
         folder = Path(company.share(str(begin_folder(config, corpus)) if company.first else ""))
     company.say(describe(corpus))
     if company.mesh is not None:
-        company.say(f"the rows of a batch are spread over {company.mesh.size} devices")
+        company.say(f"the rows of a batch are spread over {describe_devices(company, chosen)}")
     evaluate = make_evaluate(config, corpus, company.mesh)
     start = trained.params if trained else None
     with Checkpoints(folder / "checkpoints") as checkpoints, Startup(began) as startup:
@@ -162,6 +163,14 @@ def settle_mesh(config: Config, folder: Path | None, vocabulary: int) -> str:
     init = partial(model.init, config=config.model, vocabulary=vocabulary)
     parameters = model.count_parameters(jax.eval_shape(init, jax.random.key(0)))
     return f"data={cores_worth(len(devices), rows, rows * config.data.length, parameters)}"
+
+
+def describe_devices(company: Company, chosen: bool) -> str:
+    """How many, of what kind; and how to have one, where nobody asked for more."""
+    assert company.mesh is not None
+    kind = company.mesh.devices.flat[0].platform
+    one = "; --mesh=data=1 keeps them on one" if chosen else ""
+    return f"{company.mesh.size} {'cores' if kind == 'cpu' and chosen else 'devices'}{one}"
 
 
 def begin_folder(config: Config, corpus: Corpus) -> Path:

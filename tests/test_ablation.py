@@ -161,7 +161,8 @@ def test_planted_differences_are_found_and_rates_tuned_on_other_seeds(tmp_path):
     config, runs, records = planted_config(), PlantedRuns(), Records(tmp_path)
     variants = ablation.choose_variants(config)
     ablation.train_all(config, variants, runs, records, NotAsked())
-    rows = {row["variant"]: row for row in summarise(records, variants)}
+    steps = dict.fromkeys((variant.name for variant in variants), 100)
+    rows = {row["variant"]: row for row in summarise(records, variants, steps)}
     assert list(rows) == ["lstm", "nfg", "noaf", "cifg"]
     assert [rows[name]["learning_rate"] for name in rows] == [1.0, 2.0, None, 1.0]
     assert [rows[name].get("verdict") for name in rows] == [

@@ -46,6 +46,7 @@ class Study:
       variants: (options of the run, whether it is on a task) -> variants, the baseline first.
       on: "text", "task" or "both": where the question makes sense.
       fixes: options of the run that the study sets itself.
+      remark: what a reader of its table has to know.
     """
 
     question: str
@@ -53,6 +54,7 @@ class Study:
     source: str = ""
     on: str = "both"
     fixes: tuple[str, ...] = ()
+    remark: str = ""
 
 
 # Greff et al. 2015, as their abstract and section on the variants put it.
@@ -209,5 +211,9 @@ STUDIES: dict[str, Study] = {
     "depth": Study(
         "Is a deep network better than a wide one?", depth, on="text", fixes=("last_hidden_size",)
     ),
-    "length": Study("How much has to be read at once?", length),
+    "length": Study(
+        "How much has to be read at once?",
+        length,
+        remark="Evaluation carries the state through the whole text, for every variant.",
+    ),
 }

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,12 @@ def logs_of(records: Records, variant: str, split: str) -> np.ndarray:
     return np.asarray([getattr(record, split) for record in runs], float)
 
 
-def summarise(records: Records, variants: list[Variant]) -> Rows:
-    """A row for each variant: its loss, its effect beside the baseline, its gradient flow."""
+def summarise(records: Records, variants: list[Variant], steps: Mapping[str, int]) -> Rows:
+    """A row for each variant: its loss, its effect beside the baseline, its gradient flow.
+
+    Args:
+      steps: of training, by variant.
+    """
     rows: Rows = []
     tests = [logs_of(records, variant.name, "test") for variant in variants]
     seeds = max(len(test) for test in tests)
@@ -37,6 +42,7 @@ def summarise(records: Records, variants: list[Variant]) -> Rows:
             "variant": variant.name,
             "label": variant.label,
             "parameters": found[0].parameters if found else None,
+            "steps": steps[variant.name],
             "learning_rate": records.best_rate(variant.name),
             "rate_at_edge": at_edge(records, variant.name),
             "diverged": sum(record.diverged_at is not None for record in found),
@@ -131,13 +137,15 @@ def format_table(rows: Rows, study: Study, on_task: bool) -> str:
     quoted = any(row["published"] for row in rows)
     effects = [["", "loss" if on_task else "perplexity", "against first", "95 % interval"]]
     effects[0] += ["p, Holm", "verdict", *([study.source] if quoted else [])]
-    traits = [["", "parameters", "rate", "slope, start", "trained", "horizon, start", "trained"]]
+    traits = [["", "parameters", "steps", "rate"]]
+    traits[0] += ["slope, start", "trained", "horizon, start", "trained"]
     for row in rows:
         rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
         flow = [f"{row.get(f'slope_{stage}', math.nan):.3f}" for stage in ("init", "trained")]
         flow += [say_horizon(row.get(f"horizon_{s}", math.nan)) for s in ("init", "trained")]
         edge = "*" if row["rate_at_edge"] else " "
-        traits.append([row["label"], f"{row['parameters'] or 0:,}", rate + edge, *flow])
+        sizes = [f"{row[name] or 0:,}" for name in ("parameters", "steps")]
+        traits.append([row["label"], *sizes, rate + edge, *flow])
         line = [row["label"], say_score(row["test"], on_task)]
         if not row["verdict"] and row["diverged"]:
             line += ["", "", "", say_verdict(row)]
@@ -178,9 +186,16 @@ def say_horizon(steps: float) -> str:
     return f"{steps:.1f}" if math.isfinite(steps) else "beyond"
 
 
-def footnote(seeds: int, tuning_seeds: int, rows: Rows) -> str:
-    """How the table is to be read."""
-    edge = "; * the best rate is at the edge of the grid" if any_edge(rows) else ""
+def footnote(
+    seeds: int, tuning_seeds: int, rows: Rows, study: Study, blind: float | None = None
+) -> str:
+    """How the table is to be read.
+
+    Args:
+      blind: of a task, the loss of the best answer that sees nothing.
+    """
+    edge = "; * the best rate is at the edge of the grid, so a better one may lie beyond"
+    edge = edge if any_edge(rows) else ""
     lost = any(row["diverged"] for row in rows)
     which = f"{seeds} seeds"
     if lost:
@@ -192,6 +207,14 @@ def footnote(seeds: int, tuning_seeds: int, rows: Rows) -> str:
         "correction for all comparisons of the table, real below 0.05. Slope: natural log of "
         "||dL_T/dh_t|| per step back; horizon: steps beyond the first until it has fallen by 1/e."
     )
+    if blind is not None:
+        text += f" The best answer that sees nothing has a loss of {blind:.4g}."
+    elif len({row["steps"] for row in rows}) > 1:
+        text += (
+            " All read as many tokens, those with longer chunks in fewer steps: where steps are "
+            "few, that alone may make a difference."
+        )
+    text += f" {study.remark}" * bool(study.remark)
     return textwrap.fill(text, 100)
 
 
@@ -213,6 +236,8 @@ def headline(rows: Rows, on_task: bool) -> str:
         if real
         else f"No difference in {measured} from {rows[0]['label']} is shown"
     )
+    if any(row["rate_at_edge"] for row in (rows[0], *real)) and real:
+        said += " (some best rates are at the edge of the grid)"
     rest = [row["label"] for row in tested if row not in real]
     if real and rest:
         said += f"; not shown {', '.join(rest)}"

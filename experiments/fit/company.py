@@ -186,6 +186,9 @@ class Watch:
         self._socket = connect(host, int(port), place)
         self._lines = self._socket.makefile("r")
         self._send(f"hello {place.index} {place.count}")
+        if place.index == 0:
+            others = "process 1" if place.count == 2 else f"{place.count - 1} other processes"
+            print(f"{program}: waiting for {others} at {place.coordinator}", file=sys.stderr)
         answer = self._lines.readline().split(maxsplit=1) or ["refuse", "it is gone"]
         if answer[0] != "service":
             raise ValueError(f"coordinator {place.coordinator}: {answer[-1].strip()}")

@@ -103,7 +103,7 @@ def find_place(config: DevicesConfig, environ: Mapping[str, str]) -> Place | Non
         for name, there in (
             ("coordinator=HOST:PORT", coordinator),
             ("processes=N", count),
-            ("process=K", index >= 0),
+            (f"process=K (0 to {count - 1})" if count else "process=K", index >= 0),
         )
         if not there
     ]

@@ -1,7 +1,10 @@
 """Asking a run to stop without losing anything."""
 
+import os
 import signal
 from typing import Any
+
+HEARD = b"\nstopping soon, with what is done kept; the same again stops at once\n"
 
 
 class StopOnSignal:
@@ -22,3 +25,4 @@ class StopOnSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        os.write(2, HEARD)  # and not print: what is interrupted may be printing

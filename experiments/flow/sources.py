@@ -52,9 +52,11 @@ def refuse_near_name(corpus: str) -> None:
     known = ("noise", *LEAST_STEPS)
     close = difflib.get_close_matches(corpus, known, n=1, cutoff=0.75)
     if close and not Path(corpus).exists() and corpus not in CORPORA:
+        hint = "" if corpus in known else f"did you mean {close[0]!r}? "
+        others = ", ".join(name for name in known if name != corpus)
         raise ValueError(
-            f"corpus is {corpus!r}, which is no text here; did you mean {close[0]!r}? wanted a "
-            f"text as for train, or one of: {', '.join(known)}"
+            f"corpus is {corpus!r}, which is no text here; {hint}wanted a text as for train, or "
+            f"one of: {others}"
         )
 
 
