@@ -273,6 +273,8 @@ def compare_options(config: Mapping[str, Any], experiment: str) -> dict[str, lis
     sections: dict[str, list[Option]] = {}
     for name, given in report_tables.flatten(config).items():
         section, _, short = name.rpartition(".")
+        if short == "given":  # which of them were typed: the command says so
+            continue
         default = defaults.get(name)
         changed = name in defaults and default != given
         option = Option(
