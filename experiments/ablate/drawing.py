@@ -101,12 +101,13 @@ def plot_forest(results: Results) -> Any:
             continue
         real = row["verdict"] in ("worse", "better")
         colour = REAL if real else NOT_SHOWN
-        left.plot(np.clip(ends, low, high), [place] * 2, color=colour, linewidth=2.2)
+        at, *ends = np.clip([mean, *ends], low, high)
+        left.plot(ends, [place] * 2, color=colour, linewidth=2.2)
         face = colour if real else "white"
-        left.plot(mean, place, "o", color=colour, markerfacecolor=face, markersize=7)
+        left.plot(at, place, "o", color=colour, markerfacecolor=face, markersize=7)
         left.annotate(
-            f"x {math.exp(mean):.3g}" if factors else say_ratios(math.exp(mean))[0],
-            (mean, place),
+            f"x {number(row['ratio']):.3g}" if factors else say_ratios(number(row["ratio"]))[0],
+            (at, place),
             xytext=(0, 8),
             textcoords="offset points",
             ha="center",
@@ -162,7 +163,7 @@ def label_ratios(axis: Any, logs: list[float]) -> bool:
         low, high = low - 0.1, high + 0.1
     spare = 0.08 * (high - low)
     axis.set_xlim(low - spare, high + spare)
-    factors = max(-low, high) > math.log(TOO_FAR)
+    factors = bool(max(-low, high) > math.log(TOO_FAR))
     if high - low > math.log(20):
         powers = powers_of_ten(low / LOG10, high / LOG10, MOST_POWERS)
         axis.set_xticks([p * LOG10 for p in powers], [say_power(p) for p in powers])
@@ -326,11 +327,11 @@ def view_of(means: list[np.ndarray], ends: list[np.ndarray]) -> tuple[float, flo
 
 def label_powers(axis: Any, low: float, high: float) -> None:
     """Limits and ticks of a y axis that shows log10: powers, or 1-2-5, or evenly spaced values."""
-    if high - low > 3:
+    if high - low > 3 or high > 300:  # of which a float cannot hold the value
         powers = powers_of_ten(low, high, 9)
         axis.set_yticks(powers, [f"$10^{{{power}}}$" for power in powers])
     else:
-        values = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(10**low, 10**high).tolist()
+        values = list(MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(10**low, 10**high))
         if high - low > 0.8:
             decades = range(math.floor(low), math.ceil(high) + 1)
             values = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]

@@ -223,7 +223,8 @@ def limit_of(settings: Sequence[Setting]) -> float:
     Where the worst is not far beyond it is the limit, and nothing is cut off.
     """
     values = np.asarray([value for setting in settings for value in setting.scores])
-    limit = float(max(np.quantile(values, 0.75) * 1.5, values.min() * 3))
+    upper = np.quantile(values, 0.75, method="lower")  # a score, not one between good and bad
+    limit = float(max(upper * 1.5, values.min() * 3))
     worst = float(values.max())
     return worst if worst <= 2 * limit else limit
 
