@@ -101,6 +101,8 @@ def plot_forest(results: Results) -> Any:
             continue
         real = row["verdict"] in ("worse", "better")
         colour = REAL if real else NOT_SHOWN
+        if math.isnan(ends[1]) and not math.isnan(ends[0]):
+            ends[1] = math.inf  # beyond a float's range, which JSON keeps as null
         at, *ends = np.clip([mean, *ends], low, high)
         left.plot(ends, [place] * 2, color=colour, linewidth=2.2)
         face = colour if real else "white"
