@@ -12,7 +12,15 @@ import pytest
 from command_line import TINY, call, command, write_book
 from scipy import stats
 
-from experiments import ablation, run_folder
+from experiments import ablation, figures, run_folder
+from experiments.ablate.drawing import (
+    Results,
+    colours,
+    label_ratios,
+    powers_of_ten,
+    same_as,
+    view_of,
+)
 from experiments.ablate.record import Records
 from experiments.ablate.runs import Found, FreshBatches
 from experiments.ablate.setting import Setting
@@ -305,3 +313,46 @@ def test_killed_and_resumed_is_the_study_in_one_go(tmp_path):
     subprocess.run(command("ablation", f"--run={folders[1]}", "--resume"), check=True, timeout=240)
     one, resumed = (run_folder.read_json(folder / "results.json")["rows"] for folder in folders)
     assert one == resumed
+
+
+def test_labels_of_powers_are_few_and_multiples_of_a_step():
+    assert powers_of_ten(-4.2, 5.1, 6) == [-4, -2, 0, 2, 4]
+    assert powers_of_ten(-1.0, 1.5, 6) == [-1, 0, 1]
+    assert len(powers_of_ten(-300.0, 25.0, 9)) <= 9
+
+
+@pytest.mark.parametrize(
+    ("ratios", "factors", "labels"),
+    [
+        ([0.997, 1.02, 1.09], False, ["0", "+2 %", "+5 %"]),  # 1.1 would stick out
+        ([6e-5, 2.2, 8e4], True, ["x $10^{-4}$", "x 0.01", "x 1", "x 100", "x $10^{4}$"]),
+        ([0.5, 2.0], True, ["x 1", "x 1.3", "x 0.7", "x 0.5", "x 2"]),
+    ],
+)
+def test_ratios_at_ticks_are_in_one_unit_and_inside(ratios, factors, labels):
+    _, (axis,) = figures.new_figure(1)
+    assert label_ratios(axis, [*np.log(ratios), math.inf, math.nan]) is factors
+    assert [text.get_text() for text in axis.get_xticklabels()] == labels
+    low, high = axis.get_xlim()
+    assert all(low < tick < high for tick in axis.get_xticks())
+
+
+def test_curves_that_are_the_same_have_one_leader():
+    one, other = np.zeros((2, 5)), np.ones((2, 5))
+    found = same_as({"a": one, "b": other, "c": one + 1e-6, "d": other[:1]})
+    assert found == {"a": "a", "b": "b", "c": "a", "d": "d"}
+
+
+def test_a_view_holds_all_means_and_not_the_widest_band():
+    mean = np.asarray([0.0, -4.0])
+    low, high = view_of([mean], [mean - 50, mean + 1])
+    assert -6.5 < low < -6
+    assert 1 < high < 1.5
+    assert view_of([np.full(3, np.nan)], []) == (-1.0, 1.0)
+
+
+def test_the_baseline_alone_is_black():
+    rows = [{"variant": name} for name in ("lstm", "nfg", "cifg")]
+    found = colours(Results({}, {"rows": rows}, {}))
+    assert found["lstm"] == "#000000"
+    assert len(set(found.values())) == 3

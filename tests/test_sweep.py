@@ -20,10 +20,11 @@ from experiments import cores, sweep
 from experiments.run_folder import read_config
 from experiments.search import cluster, one_by_one, pool, table, training, worker
 from experiments.search.config import Config
+from experiments.search.drawing import limit_of, plot_sweep, say_seeds, view_of
 from experiments.search.points import Group, SweepPoint, group_points, make_points
 from experiments.search.pool import HandOut, share_cores
-from experiments.search.space import parse_axes
-from experiments.search.summary import find_settings, format_settings, summarise
+from experiments.search.space import Axis, parse_axes
+from experiments.search.summary import Setting, find_settings, format_settings, summarise
 from experiments.search.table import Table, read_rows
 from experiments.search.training import Trainer, train_text
 from experiments.train import Config as TrainConfig
@@ -638,3 +639,43 @@ def test_every_option_of_train_is_one_of_sweep_or_left_out_on_purpose():
     missing = flat(TrainConfig()).keys() - flat(Config()).keys()
     one_run = {"list_recipes", "seeds", "start", "checkpoint_every", "log_gradient_flow"}
     assert missing == one_run | {"mesh", "coordinator", "processes", "process"}
+
+
+def settings_of(*scores):
+    return [Setting({}, each, (), 0) for each in scores]
+
+
+def test_scores_are_cut_off_only_where_they_would_press_the_others_together():
+    close = settings_of((60.0, 62.0), (100.0, 110.0), (309.0,))
+    assert limit_of(close) == 309
+    far = settings_of((60.0, 62.0), (100.0, 110.0), (1e9,))
+    assert limit_of(far) == 180
+    low, high = view_of(far)
+    assert low < np.log10(60)
+    assert np.log10(110) < high < np.log10(180)
+
+
+def test_over_how_many_seeds_is_said():
+    assert say_seeds(settings_of((1.0,), (2.0,), ())) == "one seed a setting"
+    assert say_seeds(settings_of((1.0, 2.0), (2.0, 3.0))) == "mean over 2 seeds"
+    assert say_seeds(settings_of((1.0, 2.0), (2.0,)), "geometric mean") == (
+        "geometric mean over 1 to 2 seeds"
+    )
+
+
+def test_figures_say_what_lies_beyond_and_what_is_drawn(tmp_path):
+    rows = [
+        {"status": "finished", "rate": rate, "cell": cell, "size": size, "seed": 0} | scores
+        for rate in (1, 10)
+        for cell in ("gru", "lstm")
+        for size in (8, 16)
+        for scores in [{"valid": 1e9 if (rate, cell) == (10, "gru") else 90.0 + size, "test": None}]
+    ]
+    axes = [Axis("rate", (1, 10)), Axis("cell", ("gru", "lstm")), Axis("size", (8, 16))]
+    plot_sweep(rows, axes, "valid", "perplexity", "a finding", "on a book", tmp_path)
+    said = {path.stem: path.read_text() for path in tmp_path.glob("*.svg")}
+    assert "2 runs above 294" in said["sweep"]
+    assert "≥ 294" in said["sweep_parallel"]
+    assert "one colour for all above 294" in said["sweep_map"]
+    assert all("on a book; " in text and "95 %" not in text for text in said.values())
+    assert all("one seed a setting" in text for text in said.values())
