@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 LEADERS = 5
+ENOUGH = 0.25  # of the points, after which the rest is foreseen though programs are not begun
+NO_ETA = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Board:
@@ -19,20 +21,23 @@ class Board:
     point is a line.
     """
 
-    def __init__(self, total: int, swept: Sequence[str], score: str):
+    def __init__(self, program: Mapping[int, int], swept: Sequence[str], score: str):
         """
         Args:
-          total: points to be trained.
+          program: point to be trained -> its program. How long the rest takes is shown when each
+            has been compiled.
           swept: options that differ from point to point.
           score: field of a record that is to be small.
         """
+        self._program, self._not_begun = program, set(program.values())
         self._swept, self._score = swept, score
         self._live = sys.stderr.isatty()
         self._best: list[tuple[float, str]] = []
         self._not_finished = {"diverged": 0, "failed": 0}
         self._steps, self._began = 0, time.monotonic()
         self._bar: Any = tqdm(
-            total=total,
+            total=len(program),
+            bar_format=NO_ETA,
             unit="point",
             dynamic_ncols=True,
             smoothing=0.05,
@@ -54,6 +59,10 @@ class Board:
         self._steps += taken
         self._say()
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._bar.write(f"sweep: {text}", file=sys.stderr)
+
     def record(self, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """A point is finished."""
         score = record.get(self._score)
@@ -71,6 +80,9 @@ class Board:
                 line.set_description_str(text)
         else:
             self._bar.write(row, file=sys.stdout)
+        self._not_begun.discard(self._program[record["number"]])
+        if not self._not_begun or self._bar.n + 1 > ENOUGH * len(self._program):
+            self._bar.bar_format = None
         self._bar.update()
         self._say()
 
