@@ -18,7 +18,7 @@ from scipy import stats
 
 from experiments import cores, sweep
 from experiments.run_folder import read_config
-from experiments.search import cluster, one_by_one, pool, table, training, worker
+from experiments.search import board, cluster, one_by_one, pool, table, training, worker
 from experiments.search.board import Board
 from experiments.search.config import Config
 from experiments.search.points import Group, SweepPoint, group_points, make_points
@@ -449,18 +449,28 @@ def test_a_best_value_at_the_edge_is_said(text, best, at):
     assert found == [f"best at the edge of {where}: a wider range may have better" for where in at]
 
 
-def test_the_rest_is_foreseen_when_each_program_has_begun(monkeypatch):
-    for program, shown in [
-        ({0: 0, 1: 0, 2: 1, 3: 1, **dict.fromkeys(range(4, 20), 1)}, [False, False, True]),
-        ({number: number for number in range(8)}, [False, False, True]),
-    ]:
-        with Board(program, ["clip"], "valid") as board:
-            eta = []
-            for number in range(3):
-                record = {"number": number, "status": "finished", "valid": 1.0}
-                board.record(record, {"clip": 1.0})
-                eta.append(board._bar.bar_format is None)
-        assert eta == shown
+@pytest.mark.parametrize(
+    ("program", "ends", "expected"),
+    [
+        # A program that is compiled for 100 s, and one for 20 s more; then a point each 2 s.
+        ([0, 0, 1, *[0] * 7], [100, 102, 122, 124, 126], [None, None, None, 12, 10]),
+        # Waves of two: what is said between two of one wave is soon mended.
+        ([0] * 6, [100, 100.1, 110, 110.1, 120], [None, None, 30, 10.1, 20 / 3]),
+        # A quarter is done, and programs are left to be compiled.
+        (list(range(8)), [10, 20, 30, 40, 50], [None, None, None, 40, 30]),
+    ],
+)
+def test_the_rest_is_foreseen_without_what_compiles_first(monkeypatch, program, ends, expected):
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr(board, "time", clock)
+    with Board(dict(enumerate(program)), ["clip"], "valid") as shown:
+        left = []
+        for number, end in enumerate(ends):
+            clock.monotonic = lambda end=end: end
+            record = {"number": number, "status": "finished", "valid": 1.0}
+            shown.record(record, {"clip": 1.0})
+            left.append(shown.seconds_left())
+    assert left == [None if e is None else pytest.approx(e) for e in expected]
 
 
 @pytest.fixture(scope="module")
