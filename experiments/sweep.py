@@ -5,8 +5,11 @@ through one compiled program; others get programs of their own. Each result is w
 into one SQLite table; a sweep that is killed goes on with --resume, and repeats no point that is
 finished. Of a text it goes on with the runs that were under way, too, kept each minute; on a task
 they begin anew. A point that diverges or fails is a row with its error. At the end: the best
-settings, as means over seeds, figures, a page, and the share of the workers' time that the sweep
-took for itself, starting and drawing left out.
+settings, as means over seeds, what stands against them (a tie, one seed, a value at the end of its
+range), figures, a page, and the share of the workers' time that the sweep took for itself, starting
+and drawing left out. On a task, which is trained with Adam, fewer options may be swept (--sweep
+below); there the loss of the best answer that remembers nothing is printed too. Points that differ
+in what does nothing, as the forget bias of an RNN, are trained once.
 
     ./launch.sh sweep --sweep "learning_rate=log(0.3,30,5) forget_bias=0,1,3 seed=0:3" --steps=300
     ./launch.sh sweep --sweep "learning_rate=log(1e-4,1e-1) hidden_size=lin(16,128)" --samples=40
@@ -48,10 +51,11 @@ from experiments.search.points import (
     make_points,
     refuse_impossible,
 )
+from experiments.search.repeats import refuse_repeats
 from experiments.search.space import read_text
-from experiments.search.summary import ENDS, format_settings, summarise
+from experiments.search.summary import ENDS, at_edge, format_settings, summarise
 from experiments.search.table import Table
-from experiments.search.training import TASK_STEPS, describe, failure
+from experiments.search.training import TASK_STEPS, baseline, describe, failure
 from lm.cells import CELLS
 
 # Options that may change when a sweep goes on: who trains, and where the text lies.
@@ -69,20 +73,23 @@ def run(config: Config) -> Path:
     axes = config.axes()
     swept = tuple(axis.name for axis in axes)
     points = make_points(axes, config.samples, config.draw_seed)
-    impossible = refuse_impossible(config, points, lambda point: point.check_point(swept))
+    impossible = refuse_impossible(config, points, Config.check_point)
+    impossible |= refuse_repeats(config, points, swept, impossible)
     corpus = describe(config)
     if config.executor == "slurm":
         cluster.check_installed()
     folder = open_folder(config, corpus)
     with Table(folder, swept) as rows:
         rows.create(points)
+        # What an earlier version has trained all the same stays as it is.
+        impossible = {n: reason for n, reason in impossible.items() if n in rows.left()}
         for number, reason in impossible.items():
             rows.record(failure(number, reason) | {"status": "refused"})
         slurm = config.executor == "slurm"
         for record in cluster.finished_before(folder, rows.left(), wait=slurm):
             rows.record(record)
         if impossible:
-            print(f"{len(impossible)} of {len(points)} points cannot be trained: {reason}")
+            print(tell_refused(impossible, len(points)))
         left = rows.left() - impossible.keys()
         with StopOnSignal() as stop:
             spent = train_points(
@@ -140,6 +147,18 @@ def open_folder(config: Config, corpus: Mapping[str, Any]) -> Path:
     return folder
 
 
+def tell_refused(reasons: Mapping[int, str], count: int) -> str:
+    """The first reason, and how many points are refused.
+
+    Args:
+      reasons: point -> why it is refused.
+      count: of all points.
+    """
+    first = min(reasons)
+    are = "is" if len(reasons) == 1 else "are"
+    return f"{len(reasons)} of {in_words(count)} {are} refused, as point {first}: {reasons[first]}"
+
+
 def in_words(count: int) -> str:
     """How many points."""
     return f"{count} point" if count == 1 else f"{count} points"
@@ -174,10 +193,12 @@ def train_points(
     groups = group_points(points, config)
     of = {point.number: point for point in points}
     programs = "one program" if len(groups) == 1 else f"{len(groups)} programs"
-    print(f"{in_words(len(points))} to train, {programs}: {folder}", flush=True)
+    rule = ", with Adam" if config.on_task else ""
+    print(f"{in_words(len(points))} to train, {programs}{rule}: {folder}", flush=True)
     said: Iterator[Any] = EXECUTORS[config.executor](folder, config, groups)
     try:
-        with Board(len(points), list(points[0].options), config.score) as board:
+        program = {p.number: k for k, group in enumerate(groups) for p in group.points}
+        with Board(program, list(points[0].options), config.score) as board:
             for message in said:
                 if stop.asked:
                     break
@@ -186,6 +207,8 @@ def train_points(
                 spent.waiting += message.get("waited", 0.0)
                 if message["say"] == "tick":
                     board.tick(message["taken"])
+                if message["say"] == "note":
+                    board.note(message["text"])
                 if message["say"] == "record":
                     record = message["record"]
                     rows.record(record)
@@ -202,20 +225,31 @@ def conclude(config: Config, folder: Path, spent: Spent) -> None:
     """results.json, figures, the page, and what is printed at the end."""
     shutil.rmtree(folder / "unfinished", ignore_errors=True)
     rows = table.read_rows(folder)
-    swept = [axis.name for axis in config.axes()]
-    found = summarise(rows, swept, config.score, score_name(config))
-    found["seconds"] = spent.wall
-    if spent.training:
-        found["bookkeeping"] = spent.bookkeeping
+    axes = config.axes()
+    found = summarise(rows, [axis.name for axis in axes], config.score, score_name(config))
+    if "best" in found:
+        found["notes"] += at_edge(found["best"], axes, config)
+        if config.on_task:
+            own = {axis.name: found["best"][axis.name] for axis in axes if axis.name != "seed"}
+            found["baseline"] = baseline(with_options(config, own))
+    found |= times(folder, rows, spent)
     run_folder.write_json(folder / "results.json", found)
     paths = plot(folder)
     print(f"\n{format_settings(found)}\n")
     print(found.get("finding", "no point came to a result"))
+    if "baseline" in found:
+        print(f"the best answer that remembers nothing has a loss of {found['baseline']:.4g}")
+    for note in found.get("notes", ()):
+        print(note)
     counts = [f"{found[name]} {name}" for name in ENDS if found[name]]
     line = f"{', '.join(counts)} of {in_words(found['points'])}"
     if spent.training:
-        line += f", {spent.wall:.0f} s; bookkeeping {spent.bookkeeping:.2%} of the workers' time"
+        line += f", {spent.wall:.0f} s{' in this call' if config.resume else ''}"
+        line += f"; bookkeeping {spent.bookkeeping:.2%} of the workers' time"
     print(line)
+    if found["refused"]:
+        refused = {row["number"]: row["error"] for row in rows if row["status"] == "refused"}
+        print(tell_refused(refused, len(rows)))
     report.run(report.Config(run=(str(folder),)))
     print(
         f"run: {folder}    table: {folder / table.NAME}"
@@ -224,6 +258,16 @@ def conclude(config: Config, folder: Path, spent: Spent) -> None:
     if found["failed"]:
         failed = in_words(found["failed"])
         print(f"sweep: {failed} failed; --resume tries again", file=sys.stderr)
+
+
+def times(folder: Path, rows: Sequence[Mapping[str, Any]], spent: Spent) -> dict[str, float]:
+    """For results.json: of all calls what the points took, of the last that trained the rest."""
+    took = {"training seconds of all workers": sum(row["seconds"] or 0.0 for row in rows)}
+    if spent.training:
+        return took | {"seconds": spent.wall, "bookkeeping": spent.bookkeeping}
+    path = folder / "results.json"
+    before = run_folder.read_json(path) if path.exists() else {}
+    return took | {name: before[name] for name in ("seconds", "bookkeeping") if name in before}
 
 
 def score_name(config: Config) -> str:

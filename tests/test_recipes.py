@@ -123,6 +123,11 @@ def test_mistakes_in_recipes():
         (["--dropout_masks=independent", "--weight_drop=0.5"], "dropout_masks does nothing"),
         (["--cell=mingru", "--weight_drop=0.5"], "a recurrent product, which mingru lacks"),
         (["--last_hidden_size=9"], "wanted layers of 2 or more"),
+        (["--cell=rnn", "--forget_bias=3"], "wanted a cell with a forget gate, which rnn lacks"),
+        (
+            ["--chrono=9", "--forget_bias=3"],
+            "forget_bias does nothing with these options; wanted chrono 0",
+        ),
         (["--init_range=0.3"], "wanted init uniform or pytorch"),
         (["--early_stop", "--averaging=triggered"], "early_stop stops at the evaluation"),
         (["--dropout_hidden=0.5"], "dropout_hidden is 0.5 with one layer"),

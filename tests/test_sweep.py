@@ -18,13 +18,21 @@ from scipy import stats
 
 from experiments import cores, sweep
 from experiments.run_folder import read_config
-from experiments.search import cluster, one_by_one, pool, table, training, worker
+from experiments.search import board, cluster, one_by_one, pool, table, training, worker
+from experiments.search.board import Board
 from experiments.search.config import Config
 from experiments.search.drawing import limit_of, plot_sweep, say_seeds, view_of
 from experiments.search.points import Group, SweepPoint, group_points, make_points
 from experiments.search.pool import HandOut, share_cores
+from experiments.search.repeats import refuse_repeats
 from experiments.search.space import Axis, parse_axes
-from experiments.search.summary import Setting, find_settings, format_settings, summarise
+from experiments.search.summary import (
+    Setting,
+    at_edge,
+    find_settings,
+    format_settings,
+    summarise,
+)
 from experiments.search.table import Table, read_rows
 from experiments.search.training import Trainer, train_text
 from experiments.train import Config as TrainConfig
@@ -76,14 +84,20 @@ def test_what_is_swept(text, expected):
         ("hidden_size=8,-4", ("hidden_size is -4",)),
         ("seed=4:4", ("FIRST:STOP",)),
         ("tied=maybe", ("true or false",)),
-        ("corpus=austen,ptb", ("'corpus'",)),
-        ("cutoffs=1", ("'cutoffs'",)),
+        ("corpus=austen,ptb", ("'corpus', which cannot be swept",)),
+        ("cutoffs=1", ("'cutoffs', which cannot be swept",)),
+        ("run=a,b", ("'run', which cannot be swept",)),
+        ("mesh=1,2", ("'mesh', which cannot be swept",)),
+        ("clip=1, 2 seed=0", ("holds 'clip=1, 2'", "no spaces", "clip=1,2")),
+        ("clip=log(1 ,2, 3)", ("no spaces around commas: clip=log(1,2,3)",)),
+        ("clip=1,2, seed=0", ("clip ''", "wanted floats")),
         ("@nowhere.txt", ("nowhere.txt", "No such file")),
         ("learning_rate=log(1,10)", ("a range", "--samples")),
         ("seed=0:2000000", ("FIRST:STOP",)),
         ("tied=true embedding_size=3,5", ("no point of the sweep can be trained", "tied needs")),
         ("warmup=0.1 schedule=step", ("warmup does nothing", "schedule cosine")),
         ("dropout_hidden=0.1,0.2", ("one layer",)),
+        ("cell=rnn,gru forget_bias=1,3", ("forget_bias does nothing", "forget gate, which rnn")),
     ],
 )
 def test_mistakes_in_a_sweep(text, words, tmp_path):
@@ -99,6 +113,9 @@ def test_mistakes_in_a_sweep(text, words, tmp_path):
         (["--sweep=seed=0:2", "--corpus=adding", "--optimizer=adam"], ("optimizer does nothing",)),
         (["--sweep=seed=0:2", "--corpus=copy", "--length=5"], ("copy wants at least 21",)),
         (["--sweep=seed=0:2", "--corpus=addng"], ("did you mean 'adding'",)),
+        (["--sweep=seed=0:2", "--corpus=noise"], ("'noise', which is unknown; wanted one of",)),
+        (["--sweep=clip=1,2", "--clip=3"], ("clip is swept, and typed as --clip too",)),
+        (["--sweep=seed=0:2", "--corpus=adding", "--cell=gru", "--chrono=9"], ("which gru lacks",)),
         (["--sweep=seed=0:2", "--samples=3"], ("seed alone",)),
         (["--sweep=seed=0:2", "--executor=slrm"], ("local, slurm",)),
         (["--sweep=seed=0:2", "--recipe=awd_lstm_finetune"], ("awd_lstm_finetune trains on",)),
@@ -199,6 +216,25 @@ def test_what_is_traced_is_asked_of_the_point_itself(text, expected):
     assert [group.fixed for group in groups] == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "expected"),
+    [
+        ("cell=rnn,lstm forget_bias=1,3 seed=0:2", {}, {2: 0, 3: 1}),
+        ("forget_bias=1,3 cell=lstm,rnn", {"corpus": "adding"}, {3: 1}),
+        ("chrono=0,9 forget_bias=1,3", {}, {3: 2}),
+        ("schedule=cosine,step warmup=0,0.1 decay_after=3,9", {}, {1: 0, 3: 2, 6: 4, 7: 5}),
+    ],
+)
+def test_what_differs_in_nothing_is_trained_once(text, flags, expected):
+    config = Config(data=DataConfig(**flags))
+    axes = parse_axes(text, config)
+    points = make_points(axes, 0, 0)
+    reasons = refuse_repeats(config, points, [axis.name for axis in axes], ())
+    same = {n: int(reason.split(":")[0].split()[-1]) for n, reason in reasons.items()}
+    assert same == expected
+    assert all("does nothing with these options; wanted" in reason for reason in reasons.values())
+
+
 def test_workers_keep_to_a_program_and_help_where_most_is_left():
     groups = [
         Group({"layers": k}, tuple(SweepPoint(10 * k + i, {}) for i in range(count)))
@@ -256,6 +292,8 @@ def test_a_point_that_kills_its_worker_fails_alone(tmp_path, monkeypatch):
     config = Config(workers=1, retries=1)
     said = list(pool.train_locally(tmp_path, config, [Group({}, points)]))
     status = {m["record"]["number"]: m["record"]["status"] for m in said if m["say"] == "record"}
+    notes = [m["text"] for m in said if m["say"] == "note"]
+    assert notes[0] == "worker 0 was ended by signal 9 (is memory short?); it is replaced"
     assert status == dict.fromkeys(range(20), "finished") | dict.fromkeys((3, 5, 7), "failed")
 
 
@@ -375,6 +413,71 @@ def test_settings_are_means_over_seeds_with_their_interval():
     assert [row["point"] for row in found["failures"]] == [8]
     assert [row["point"] for row in found["refusals"]] == [10]
     assert "102.5" in format_settings(found)
+    assert "± (95 %)" in format_settings(found)
+    assert found["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([3.0, 2.0, 4.0], ["one seed each: differences may be chance"]),
+        ([3.0], []),
+        ([2.0, 2.0], ["a tie: as good is clip 2", "one seed each: differences may be chance"]),
+        ([3.0, 2.00001, 2.0, 2.0], ["a tie: as good is clip 4 and 1 more", "one seed each: diff"]),
+    ],
+)
+def test_what_stands_against_the_best_is_said(scores, expected):
+    rows = [row(k, k + 1.0, 0, score) for k, score in enumerate(scores)]
+    notes = summarise(rows, ("clip", "seed"), "valid", "perplexity").get("notes")
+    assert len(notes) == len(expected)
+    assert all(note.startswith(words) for note, words in zip(notes, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "best", "at"),
+    [
+        ("learning_rate=log(0.3,30,5)", 30.0, ["learning_rate (30)"]),
+        ("learning_rate=log(0.3,30,5)", 9.48683, []),
+        ("learning_rate=3,0.3,30", 0.3, ["learning_rate (0.3)"]),
+        ("learning_rate=3,30", 30.0, []),  # of two values one is always the best
+        ("learning_rate=log(0.1,1000)", 800.0, ["learning_rate (800)"]),
+        ("learning_rate=log(0.1,1000)", 500.0, []),
+        ("dropout_words=0,0.1,0.2", 0.0, []),  # there is nothing below
+        ("dropout_words=0,0.1,0.2", 0.2, ["dropout_words (0.2)"]),
+        ("clip=1,2,inf", np.inf, []),
+        ("seed=0:3", 2, []),
+        ("cell=gru,lstm,rnn", "rnn", []),
+        ("hidden_size=8,16,32", 32, ["hidden_size (32)"]),
+    ],
+)
+def test_a_best_value_at_the_edge_is_said(text, best, at):
+    (axis,) = parse_axes(text, Config())
+    found = at_edge({axis.name: best}, [axis], Config())
+    assert found == [f"best at the edge of {where}: a wider range may have better" for where in at]
+
+
+@pytest.mark.parametrize(
+    ("program", "ends", "expected"),
+    [
+        # A program that is compiled for 100 s, and one for 20 s more; then a point each 2 s.
+        ([0, 0, 1, *[0] * 7], [100, 102, 122, 124, 126], [None, None, None, 12, 10]),
+        # Waves of two: what is said between two of one wave is soon mended.
+        ([0] * 6, [100, 100.1, 110, 110.1, 120], [None, None, 30, 10.1, 20 / 3]),
+        # A quarter is done, and programs are left to be compiled.
+        (list(range(8)), [10, 20, 30, 40, 50], [None, None, None, 40, 30]),
+    ],
+)
+def test_the_rest_is_foreseen_without_what_compiles_first(monkeypatch, program, ends, expected):
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr(board, "time", clock)
+    with Board(dict(enumerate(program)), ["clip"], "valid") as shown:
+        left = []
+        for number, end in enumerate(ends):
+            clock.monotonic = lambda end=end: end
+            record = {"number": number, "status": "finished", "valid": 1.0}
+            shown.record(record, {"clip": 1.0})
+            left.append(shown.seconds_left())
+    assert left == [None if e is None else pytest.approx(e) for e in expected]
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +516,8 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
     flags += ["--steps=6", f"--corpus={book}", "--clip=inf", *SMALL[:-1]]
     done = call("sweep", *flags, f"--run={folder}")
     assert done.returncode == 0, done.stderr
-    assert "4 of 16 points cannot be trained: tied needs embedding_size" in done.stdout
+    refused = "4 of 16 points are refused, as point 4: tied needs embedding_size"
+    assert done.stdout.count(refused) == 2  # before, and at the end
     rows = read_rows(folder)
     status = [row["status"] for row in rows]
     assert (status.count("refused"), status.count("failed")) == (4, 1)
@@ -438,11 +542,19 @@ def test_a_sweep_with_points_that_fail_goes_on_and_draws(book, tmp_path, monkeyp
     done = call("sweep", *again, "--data_dir=moved", "--workers=1")
     assert done.returncode == 0, done.stderr
     assert "1 point to train, one program" in done.stdout
+    assert " s in this call; bookkeeping" in done.stdout
     assert trained == [broken]
     assert read_config(folder, Config).data.data_dir == "moved"
     rows = read_rows(folder)
     assert rows[broken]["status"] in ("finished", "diverged")
     assert finished.items() <= {row["number"]: row["finished_at"] for row in rows}.items()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["training seconds of all workers"] == sum(r["seconds"] or 0 for r in rows)
+    assert results["seconds"] > 0
+    done = call("sweep", f"--run={folder}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert " s in this call" not in done.stdout
+    assert json.loads((folder / "results.json").read_text()) == results  # its seconds too
 
 
 def test_what_goes_wrong_in_training_is_a_record(monkeypatch, capsys):
@@ -509,7 +621,9 @@ def test_a_sweep_on_a_task(tmp_path, monkeypatch):
     flags += ["--length=6", "--steps=20", "--hidden_size=4", "--batch_size=8"]
     done = call("sweep", *flags, f"--run={tmp_path / 's'}")
     assert done.returncode == 0, done.stderr
-    assert "4 points to train, one program" in done.stdout
+    assert "4 points to train, one program, with Adam" in done.stdout
+    assert "the best answer that remembers nothing has a loss of 0.1667" in done.stdout
+    assert json.loads((tmp_path / "s" / "results.json").read_text())["baseline"] == 1 / 6
     assert "loss after training" in done.stdout
     rows = read_rows(tmp_path / "s")
     assert all(0 < row["loss"] < 2 and row["status"] == "finished" for row in rows)

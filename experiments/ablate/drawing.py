@@ -387,9 +387,11 @@ def caption(figure: Any, results: Results, *drawn: str, last: str = "") -> None:
     else:
         rule = figures.RULES[optim["optimizer"]]
         kept = f"{data['max_vocabulary']:,} words" if data["max_vocabulary"] else "all words"
+        alike = len({row.get("steps") for row in results.rows}) == 1
         read = (
-            f"{corpus}, {kept}, {config['steps']:,} steps of {rule} on {data['batch_size']} x "
-            f"{data['length']} tokens, {optim['schedule']} schedule"
+            f"{corpus}, {kept}, {rule} on {'' if alike else 'as many tokens as '}"
+            f"{config['steps']:,} steps of {data['batch_size']} x {data['length']} tokens, "
+            f"{optim['schedule']} schedule"
         )
     same = {  # study -> what is the same in all variants of any other
         "clipping": f"clip {optim['clip']:g}",

@@ -1,5 +1,6 @@
 """Options that would do nothing beside the others: refused where they were typed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from experiments.fit.config import Config
@@ -21,6 +22,17 @@ def refuse_idle(config: Config) -> None:
 
     Those of a recipe may: what a flag of the user's switches off is left as it was.
     """
+    for name, wanted in idle_options(config):
+        raise ValueError(idle_line(name, wanted))
+
+
+def idle_line(name: str, wanted: str) -> str:
+    """The line that answers an option that does nothing."""
+    return f"{name} does nothing with these options; wanted {wanted} beside it"
+
+
+def idle_options(config: Config) -> Iterator[tuple[str, str]]:
+    """(name, what would make it do something) of each typed option that changes nothing."""
     optim, network, regularize = config.optim, config.model, config.regularize
     masked = regularize.dropout_input, regularize.dropout_hidden, regularize.dropout_output
     watched = optim.averaging == "triggered" or optim.early_stop
@@ -28,6 +40,8 @@ def refuse_idle(config: Config) -> None:
         CELLS[network.cell].diagonal is None,
         f"a recurrent product, which {network.cell} lacks,",
     )
+    gated = CELLS[network.cell].forget_gate is not None
+    gate = f"a cell with a forget gate, which {network.cell} lacks,"
     # option -> (whether it does something, what would make it)
     needs: dict[str, tuple[bool, str]] = {
         "decay": (optim.schedule in ("step", "plateau"), "schedule step or plateau"),
@@ -41,13 +55,15 @@ def refuse_idle(config: Config) -> None:
         **dict.fromkeys(
             ("dropout_state", "weight_drop", "recurrent_gain", "recurrent_init"), product
         ),
+        "forget_bias": (gated and not network.chrono, "chrono 0" if gated else gate),
+        "chrono": (gated, gate),
         "last_hidden_size": (network.layers > 1, "layers of 2 or more"),
         **dict.fromkeys(STARTS if config.start else (), (False, "no start, whose weights it has")),
     }
     for name in config.given:
         works, wanted = needs.get(name, (True, ""))
         if not works:
-            raise ValueError(f"{name} does nothing with these options; wanted {wanted} beside it")
+            yield name, wanted
 
 
 def refuse_lost_start(config: Config, recipe: Any) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 LEADERS = 5
+ENOUGH = 0.25  # of the points, after which the rest is foreseen though programs are not begun
+AT_ONCE = 1.0  # seconds: points that end so close together are of one wave
+FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Board:
@@ -19,23 +22,27 @@ class Board:
     point is a line.
     """
 
-    def __init__(self, total: int, swept: Sequence[str], score: str):
+    def __init__(self, program: Mapping[int, int], swept: Sequence[str], score: str):
         """
         Args:
-          total: points to be trained.
+          program: point to be trained -> its program. How long the rest takes is shown when each
+            has been compiled.
           swept: options that differ from point to point.
           score: field of a record that is to be small.
         """
+        self._program, self._not_begun = program, set(program.values())
         self._swept, self._score = swept, score
         self._live = sys.stderr.isatty()
         self._best: list[tuple[float, str]] = []
         self._not_finished = {"diverged": 0, "failed": 0}
         self._steps, self._began = 0, time.monotonic()
+        self._rate_from: tuple[float, int] | None = None  # (when, points done), programs compiled
+        self._last = 0.0  # when a point ended
         self._bar: Any = tqdm(
-            total=total,
+            total=len(program),
+            bar_format=FORMAT,
             unit="point",
             dynamic_ncols=True,
-            smoothing=0.05,
             mininterval=0.1 if self._live else 10.0,
         )
         self._lines: list[Any] = []
@@ -54,6 +61,10 @@ class Board:
         self._steps += taken
         self._say()
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._bar.write(f"sweep: {text}", file=sys.stderr)
+
     def record(self, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """A point is finished."""
         score = record.get(self._score)
@@ -71,8 +82,25 @@ class Board:
                 line.set_description_str(text)
         else:
             self._bar.write(row, file=sys.stdout)
+        self._not_begun.discard(self._program[record["number"]])
         self._bar.update()
+        self._last = time.monotonic()
+        if not self._not_begun or self._bar.n > ENOUGH * len(self._program):
+            since, _ = self._rate_from or (self._last, 0)
+            if self._last - since < AT_ONCE:
+                self._rate_from = since, self._bar.n
         self._say()
+
+    def seconds_left(self) -> float | None:
+        """At the pace since all programs were compiled; None where it is not known."""
+        if self._rate_from is None:
+            return None
+        since, before = self._rate_from
+        if self._bar.n == before:
+            return None
+        pace = (self._last - since) / (self._bar.n - before)
+        now = time.monotonic()
+        return max(0.0, pace * (self._bar.total - self._bar.n) - (now - self._last))
 
     def _row(self, values: Sequence[str], score: str) -> str:
         widths = [max(len(name), 9) for name in self._swept]
@@ -82,6 +110,8 @@ class Board:
     def _say(self) -> None:
         seconds = max(time.monotonic() - self._began, 1e-9)
         said = [f"{self._steps / seconds:,.0f} steps/s"] if self._steps else []
+        left = self.seconds_left()
+        said += [] if left is None else [f"{tqdm.format_interval(left)} left"]
         said += [f"{count} {what}" for what, count in self._not_finished.items() if count]
         self._bar.set_postfix_str(", ".join(said), refresh=False)
 

@@ -1,15 +1,16 @@
 """The options of `sweep`: what is swept, who trains it, and what all points have in common."""
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.fit.config import Config as Train
 from experiments.fit.config import with_options
-from experiments.fit.idle import refuse_idle
-from experiments.flow.sources import refuse_near_name
+from experiments.fit.idle import idle_options
 from experiments.recipes import RECIPES, load_recipe
-from experiments.search.space import Axis, parse_axes, read_text
+from experiments.search.space import Axis, each_field, parse_axes, read_text
 from lm.config import (
     DataConfig,
     ModelConfig,
@@ -19,6 +20,7 @@ from lm.config import (
     option,
     validate,
 )
+from lm.data.corpus import CORPORA
 from lm.task_lengths import LEAST_STEPS
 
 # Options of a task run: one layer, a readout, Adam. The others do nothing there.
@@ -61,7 +63,8 @@ class Config:
     sweep: str = option(
         "",
         'options and their values, as "learning_rate=log(0.1,30,8) forget_bias=0,1,3 seed=0:8", '
-        "or @FILE that says so: any option of train, and lists of values, whole numbers "
+        "or @FILE that says so: options of train (on a task, which is trained with Adam: "
+        f"{', '.join(sorted(TASK_OPTIONS - {'corpus'}))}), and lists of values, whole numbers "
         "FIRST:STOP, lin(LOW,HIGH,COUNT), log(LOW,HIGH,COUNT)",
     )
     samples: int = option(
@@ -146,37 +149,53 @@ class Config:
         """What is swept.
 
         Raises:
-          ValueError: a typo; an option that does nothing on a task.
+          ValueError: a typo; an option that is typed too, or does nothing on a task.
         """
-        swept = parse_axes(read_text(self.sweep), self, SHARED + cluster_names())
+        excluded = {*SHARED, *cluster_names(), *train_names(), "run", "resume"} - swept_names(self)
+        swept = parse_axes(read_text(self.sweep), self, excluded)
+        for axis in swept:
+            if axis.name in self.given:
+                raise ValueError(
+                    f"{axis.name} is swept, and typed as --{axis.name} too; wanted one of the "
+                    "two: leave the flag out"
+                )
         if self.on_task:
             for name in (*(axis.name for axis in swept), *self.given):
                 if name in train_names() and name not in TASK_OPTIONS:
                     raise ValueError(
-                        f"{name} does nothing with corpus {self.data.corpus}, a task; wanted of: "
-                        f"{', '.join(sorted(TASK_OPTIONS))}"
+                        f"{name} does nothing with corpus {self.data.corpus}, a task, which is "
+                        f"trained with Adam; wanted one of: {', '.join(sorted(TASK_OPTIONS))}"
                     )
         else:
-            refuse_near_name(self.data.corpus)
+            refuse_near_task(self.data.corpus)
         return swept
 
-    def check_point(self, swept: tuple[str, ...]) -> None:
-        """Refuse, with a ValueError, a point whose options do not go together.
-
-        Args:
-          swept: names of the options that the point gives.
-        """
+    def check_point(self) -> None:
+        """Refuse, with a ValueError, a point whose options do not go together."""
         if self.on_task:
             least = LEAST_STEPS[self.data.corpus]
             if self.data.length < least:
                 raise ValueError(
                     f"length is {self.data.length}; {self.data.corpus} wants at least {least}"
                 )
-            return
-        refuse_idle(as_train(self, (*self.given, *swept)))
+        as_train(self)
+
+    def idle(self, swept: tuple[str, ...]) -> dict[str, str]:
+        """Options of a point, typed or swept, that do nothing -> what would make them work."""
+        return dict(idle_options(as_train(self, (*self.given, *swept))))
 
 
-def as_train(config: Config, given: tuple[str, ...]) -> Train:
+def refuse_near_task(corpus: str) -> None:
+    """Raise ValueError for a text that is none, but nearly the name of a task."""
+    close = difflib.get_close_matches(corpus, LEAST_STEPS, n=1, cutoff=0.75)
+    if close and corpus not in CORPORA and not Path(corpus).exists():
+        raise ValueError(
+            f"corpus is {corpus!r}, which is no text here; did you mean {close[0]!r}? wanted a "
+            f"text as for train, or one of: {', '.join(LEAST_STEPS)}"
+        )
+
+
+def as_train(config: Config, given: tuple[str, ...] = ()) -> Train:
     """The run of train that a point is.
 
     Raises:
@@ -200,6 +219,11 @@ def train_names() -> set[str]:
             else {field.name}
         )
     return names - {"run", "resume", "given"}
+
+
+def swept_names(config: Config) -> set[str]:
+    """Options that one value can be given for, but for those that all points share."""
+    return {name for name, _ in each_field(config)} - {*SHARED, *cluster_names()}
 
 
 def cluster_names() -> tuple[str, ...]:

@@ -178,6 +178,8 @@ def train_locally(
                     f"{folder / 'logs' / f'worker-{worker.number}.log'}"
                 )
             if handing:
+                number = worker.number
+                yield {"say": "note", "text": f"worker {number} {how_ended(code)}; it is replaced"}
                 cores = shares[worker.number]
                 workers[worker.number] = Worker(worker.number, folder, cores, events)
     finally:
@@ -238,9 +240,12 @@ def worker_environment() -> dict[str, str]:
 
 
 def describe_death(code: int | None) -> str:
-    """Why a worker is gone, as far as its exit status says."""
+    """Why a point's worker is gone, as far as its exit status says."""
+    return f"its worker {how_ended(code)}"
+
+
+def how_ended(code: int | None) -> str:
+    """What an exit status says of a process."""
     if code is not None and code < 0:
-        return f"its worker was ended by signal {-code}" + (
-            " (is memory short?)" if code == -9 else ""
-        )
-    return f"its worker ended with status {code}"
+        return f"was ended by signal {-code}" + (" (is memory short?)" if code == -9 else "")
+    return f"ended with status {code}"

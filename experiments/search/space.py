@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lm.tables import unknown_name
 
 MOST_VALUES = 100_000  # of one axis
 SPACED = re.compile(r"(lin|log)\(([^()]*)\)")
+SPACE_AT_COMMA = re.compile(r"\S*(?:(?:,\s+|\s+,\s*)[^\s=,]+(?![^\s,]))+\S*")
 SLICE = re.compile(r"(-?\d+):(-?\d+)(?::(\d+))?")
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
@@ -68,7 +69,7 @@ def read_text(sweep: str) -> str:
         raise ValueError(f"sweep names the file {path}: {reason}; wanted a text file") from None
 
 
-def parse_axes(text: str, config: Any, excluded: tuple[str, ...] = ()) -> tuple[Axis, ...]:
+def parse_axes(text: str, config: Any, excluded: Collection[str] = ()) -> tuple[Axis, ...]:
     """The axes of a sweep.
 
     Args:
@@ -82,12 +83,23 @@ def parse_axes(text: str, config: Any, excluded: tuple[str, ...] = ()) -> tuple[
     fields = {name: field for name, field in each_field(config) if name not in excluded}
     lines = (line.partition("#")[0] for line in text.splitlines())
     axes: dict[str, Axis] = {}
-    for item in " ".join(lines).split():
+    joined = " ".join(lines)
+    if spaced := SPACE_AT_COMMA.search(joined):
+        raise ValueError(
+            f"sweep holds {spaced[0]!r}; wanted no spaces around commas: "
+            f"{''.join(spaced[0].split())}"
+        )
+    for item in joined.split():
         name, equals, spec = item.partition("=")
         if not equals or not name:
             raise ValueError(
                 f"sweep holds {item!r}; wanted NAME=VALUES, as learning_rate=log(0.1,30,8) "
                 "forget_bias=0,1,3 seed=0:8, without spaces inside"
+            )
+        if name in excluded:
+            raise ValueError(
+                f"sweep names {name!r}, which cannot be swept: no two points may differ in it; "
+                "wanted options of a training run, as learning_rate or hidden_size"
             )
         if name not in fields:
             raise ValueError(unknown_option(name, fields))

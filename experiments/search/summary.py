@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from experiments.search.board import show
+from experiments.search.space import Axis, each_field
 from experiments.search.table import is_result
 from lm.gradients.statistics import seed_band
 
 SHOWN = 10
+EDGE = 0.05  # of a range that is drawn from: this close to its end counts as there
 ENDS = ("finished", "diverged", "failed", "refused")  # what becomes of a point
 
 
@@ -75,6 +77,7 @@ def summarise(
     if settings and settings[0].scores:
         best = settings[0]
         found["finding"] = f"{what} {with_interval(best)} at {describe(best.options)}"
+        found["notes"] = list(find_doubts(settings))
         found["best"] = dict(best.options) | {what: best.mean}
         if best.tests:
             found["best"]["test perplexity"] = float(np.mean(best.tests))
@@ -82,7 +85,7 @@ def summarise(
         dict(setting.options)
         | {
             what: setting.mean if setting.scores else None,
-            "95 % interval, half": None if math.isnan(setting.half) else setting.half,
+            "± (95 %)": None if math.isnan(setting.half) else setting.half,
             "test": float(np.mean(setting.tests)) if setting.tests else None,
             "seeds": len(setting.scores),
             "diverged or failed": setting.unfinished,
@@ -97,6 +100,52 @@ def summarise(
                 for row in those
             ]
     return found
+
+
+def find_doubts(settings: Sequence[Setting]) -> Iterator[str]:
+    """What stands against calling the first of the settings, best first, the best."""
+    best, *others = settings
+    equal = [s for s in others if not s.unfinished and show(s.mean) == show(best.mean)]
+    if equal and not best.unfinished:
+        more = f" and {len(equal) - 1} more" if len(equal) > 1 else ""
+        yield f"a tie: as good is {describe(equal[0].options)}{more}"
+    if others and all(len(setting.scores) <= 1 for setting in settings):
+        yield "one seed each: differences may be chance"
+
+
+def at_edge(best: Mapping[str, Any], axes: Sequence[Axis], config: Any) -> list[str]:
+    """The axes of numbers, of three values or a range, at whose end the best value lies.
+
+    Not where no value lies beyond it, as none does below a dropout of 0.
+
+    Args:
+      best: option -> its best value.
+      config: that is swept, whose fields say what they take.
+    """
+    fields = dict(each_field(config))
+    found = []
+    for axis in axes:
+        kind, limits = fields[axis.name]
+        if kind not in (int, float) or axis.name == "seed":
+            continue
+        value = best[axis.name]
+        if axis.values:
+            if len(axis.values) < 3 or min(axis.values) < value < max(axis.values):
+                continue
+        elif EDGE < place_in_range(value, axis) < 1 - EDGE:
+            continue
+        if value not in (limits.get("least"), limits.get("most"), math.inf):
+            found.append(
+                f"best at the edge of {axis.name} ({show(value)}): a wider range may have better"
+            )
+    return found
+
+
+def place_in_range(value: float, axis: Axis) -> float:
+    """From 0, at its low end, to 1."""
+    scale = math.log if axis.logarithmic else float
+    low, high = scale(axis.low), scale(axis.high)
+    return (scale(value) - low) / (high - low)
 
 
 def with_interval(setting: Setting) -> str:

@@ -186,6 +186,11 @@ def train_task(config: Config, train: Any, points: Sequence[SweepPoint]) -> Iter
         yield record | {"seconds": seconds}
 
 
+def baseline(config: Config) -> float:
+    """The loss of the best answer to a task that remembers nothing."""
+    return make_task(config.data.corpus, config.data.length).baseline
+
+
 def describe(config: Config) -> dict[str, Any]:
     """What is trained on, for the run's folder: name, and sha256 of a text.
 
