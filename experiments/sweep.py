@@ -109,7 +109,7 @@ def stored_config(config: Config) -> Config:
     """The options of the sweep to go on with; what was typed beside --resume must be the same."""
     folder = run_folder.require(config.run)
     try:
-        stored = run_folder.read_config(folder, Config)
+        stored = run_folder.read_config(folder, Config, "sweep")
     except ValueError:
         raise ValueError(
             f"{folder} holds no sweep, or one of another version; wanted the folder that "
@@ -143,7 +143,9 @@ def open_folder(config: Config, corpus: Mapping[str, Any]) -> Path:
         )
     # Workers read where the text lies from the folder.
     moved = {name: getattr(config.data, name) for name in PLACES}
-    run_folder.rewrite_config(folder, with_options(run_folder.read_config(folder, Config), moved))
+    run_folder.rewrite_config(
+        folder, with_options(run_folder.read_config(folder, Config, "sweep"), moved)
+    )
     return folder
 
 
@@ -277,18 +279,15 @@ def score_name(config: Config) -> str:
 
 def plot(folder: Path) -> list[Path]:
     """The figures, from the run's folder alone."""
-    config = run_folder.read_config(folder, Config)
+    config = run_folder.read_config(folder, Config, "sweep")
     results = run_folder.read_json(folder / "results.json")
-    caption = "; ".join(
-        [describe_rest(config), "lines: geometric means over seeds with 95 % t intervals"]
-    )
     return plot_sweep(
         table.read_rows(folder),
         config.axes(),
         config.score,
         score_name(config),
         results.get("finding", ""),
-        caption,
+        describe_rest(config),
         folder / "figures",
     )
 

@@ -42,7 +42,6 @@ def plot_sweep(
       caption: how it was made, a line; what is drawn each figure says itself.
       folder: of the figures.
     """
-    caption = caption.partition("; lines: ")[0]
     names = [axis.name for axis in axes]
     settings = find_settings(rows, names, score)
     if not any(setting.scores for setting in settings):
