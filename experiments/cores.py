@@ -32,6 +32,7 @@ def leave_uncounted() -> None:
 
 
 def count(devices: int) -> None:
+    """So many devices are made of the CPU; not where the environment says how many."""
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         with suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)

@@ -93,7 +93,7 @@ class Config:
                 "here; wanted constant, step or cosine"
             )
         if self.source == "text":
-            sources.refuse_near_name(self.data.corpus)
+            sources.refuse_near_name(self.data.corpus, ("noise", *sources.LEAST_STEPS))
         if self.source == "task":
             sources.refuse_short(self.data.corpus, self.lags)
         sources.refuse_idle(self, self.source)

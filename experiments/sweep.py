@@ -108,13 +108,7 @@ def run(config: Config) -> Path:
 def stored_config(config: Config) -> Config:
     """The options of the sweep to go on with; what was typed beside --resume must be the same."""
     folder = run_folder.require(config.run)
-    try:
-        stored = run_folder.read_config(folder, Config, "sweep")
-    except ValueError:
-        raise ValueError(
-            f"{folder} holds no sweep, or one of another version; wanted the folder that "
-            "./launch.sh sweep made"
-        ) from None
+    stored = run_folder.read_config(folder, Config, "sweep")
     # The words of a file were kept, and not its name.
     config = dataclasses.replace(config, sweep=read_text(config.sweep))
     refuse_changes(config, stored, HOW, "sweep anew")

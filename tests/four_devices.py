@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import TINY, call, write_book
 from compiled_loops import loop_lines
 
 from experiments.fit.config import Config
 from experiments.fit.devices import DevicesConfig
-from experiments.run_folder import write_start
+from experiments.run_folder import read_config, write_start
 from experiments.train import settle_mesh
 from lm import model
 from lm.checkpoint import Checkpoints
@@ -212,6 +213,14 @@ def test_a_run_is_spread_over_cores_where_they_pay_and_stays_as_it_was_begun(tmp
         assert settle_mesh(small, tmp_path, V) == kept
     typed = dataclasses.replace(small, devices=DevicesConfig(mesh="data=all"))
     assert settle_mesh(typed, tmp_path, V) == "data=all"
+
+
+def test_train_spreads_a_small_model_and_says_so(tmp_path):
+    folder, sizes = tmp_path / "run", ("--batch_size=32", "--steps=2", "--level=char")
+    done = call("train", *TINY, *sizes, f"--corpus={write_book(tmp_path)}", f"--run={folder}")
+    assert done.returncode == 0
+    assert "spread over 4 cores; --mesh=data=1 keeps them on one" in done.stdout
+    assert read_config(folder, Config).devices.mesh == "data=4"
 
 
 def test_rows_that_devices_do_not_divide_are_refused():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import ROOT
 
+from experiments.cores import usable_cores
 from lm.config import DataConfig
 from lm.data.batches import make_batches
 from lm.mesh import cores_worth
@@ -44,6 +45,20 @@ def test_on_four_devices(which):
 )
 def test_cores_of_a_cpu_that_pay(cores, rows, tokens, parameters, count):
     assert cores_worth(cores, rows, tokens, parameters) == count
+
+
+def test_cores_are_devices_until_several_processes_share_them():
+    counted = "import jax; from experiments.cores import *; {}; print(jax.device_count())"
+    environ = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    for calls, expected in (
+        ("count_as_devices()", usable_cores()),
+        ("count_as_devices(); leave_uncounted()", 1),
+        ("jax.devices(); count_as_devices()", 1),  # too late
+    ):
+        found = subprocess.check_output(
+            [sys.executable, "-c", counted.format(calls)], cwd=ROOT, env=environ, text=True
+        )
+        assert int(found) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Nothing here imports JAX: the command line is checked before it is loaded.
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,13 @@ def source_of(corpus: str, checkpoint: Any) -> str:
     return "task" if corpus in LEAST_STEPS else "text"
 
 
-def refuse_near_name(corpus: str) -> None:
-    """Raise ValueError for a text that is none, but nearly the name of a task, or noise."""
-    known = ("noise", *LEAST_STEPS)
+def refuse_near_name(corpus: str, known: Collection[str] = tuple(LEAST_STEPS)) -> None:
+    """Raise ValueError for a text that is none, but nearly one of the `known` names, of tasks."""
     close = difflib.get_close_matches(corpus, known, n=1, cutoff=0.75)
     if close and not Path(corpus).exists() and corpus not in CORPORA:
-        hint = "" if corpus in known else f"did you mean {close[0]!r}? "
-        others = ", ".join(name for name in known if name != corpus)
         raise ValueError(
-            f"corpus is {corpus!r}, which is no text here; {hint}wanted a text as for train, or "
-            f"one of: {others}"
+            f"corpus is {corpus!r}, which is no text here; did you mean {close[0]!r}? wanted a "
+            f"text as for train, or one of: {', '.join(known)}"
         )
 
 

@@ -1,14 +1,13 @@
 """The options of `sweep`: what is swept, who trains it, and what all points have in common."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.fit.config import Config as Train
 from experiments.fit.config import with_options
 from experiments.fit.idle import idle_options
+from experiments.flow.sources import refuse_near_name
 from experiments.recipes import RECIPES, load_recipe
 from experiments.search.space import Axis, each_field, parse_axes, read_text
 from lm.config import (
@@ -20,7 +19,6 @@ from lm.config import (
     option,
     validate,
 )
-from lm.data.corpus import CORPORA
 from lm.task_lengths import LEAST_STEPS
 
 # Options of a task run: one layer, a readout, Adam. The others do nothing there.
@@ -167,7 +165,7 @@ class Config:
                         f"trained with Adam; wanted one of: {', '.join(sorted(TASK_OPTIONS))}"
                     )
         else:
-            refuse_near_task(self.data.corpus)
+            refuse_near_name(self.data.corpus)
         return swept
 
     def check_point(self) -> None:
@@ -183,16 +181,6 @@ class Config:
     def idle(self, swept: tuple[str, ...]) -> dict[str, str]:
         """Options of a point, typed or swept, that do nothing -> what would make them work."""
         return dict(idle_options(as_train(self, (*self.given, *swept))))
-
-
-def refuse_near_task(corpus: str) -> None:
-    """Raise ValueError for a text that is none, but nearly the name of a task."""
-    close = difflib.get_close_matches(corpus, LEAST_STEPS, n=1, cutoff=0.75)
-    if close and corpus not in CORPORA and not Path(corpus).exists():
-        raise ValueError(
-            f"corpus is {corpus!r}, which is no text here; did you mean {close[0]!r}? wanted a "
-            f"text as for train, or one of: {', '.join(LEAST_STEPS)}"
-        )
 
 
 def as_train(config: Config, given: tuple[str, ...] = ()) -> Train:
