@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command_line import ROOT, TINY, assert_one_line, call, command, run, write_book
 
+from experiments.cores import usable_cores
 from experiments.fit import coordinator
 from experiments.fit.company import lay_out
 from experiments.fit.coordinator import Coordinator, free_port
@@ -189,7 +190,7 @@ FLAGS = [
 class Pair:
     """Two processes that train one model over loopback."""
 
-    def __init__(self, folder, *flags, environ=None):
+    def __init__(self, folder, *flags, environ=None, devices="2"):
         self.logs = [folder / f"process-{k}.log" for k in (0, 1)]
         address = f"localhost:{free_port()}"
         self.processes = []
@@ -197,13 +198,14 @@ class Pair:
             told = [f"--coordinator={address}"]
             if environ is None:
                 told += ["--processes=2", f"--process={k}"]
+            counted = {"JAX_NUM_CPU_DEVICES": devices} if devices else {}
             slurm = {} if environ is None else environ | {"SLURM_PROCID": str(k)}
             with self.logs[k].open("w") as log:
                 self.processes.append(
                     subprocess.Popen(
                         command("train", *flags, *told),
                         cwd=ROOT,
-                        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | slurm,
+                        env=os.environ | counted | slurm,
                         stdout=log,
                         stderr=log,
                     )
@@ -272,6 +274,17 @@ def test_two_processes_train_as_one_does_and_stop_and_go_on_together(book, tmp_p
     )
     stored = json.loads((folder / "config.json").read_text())["config"]["devices"]
     assert stored == {"mesh": "data=4", "coordinator": "", "processes": 0, "process": -1}
+
+
+@pytest.mark.whole
+def test_a_process_alone_has_all_cores_and_two_have_a_device_each(book, tmp_path):
+    flags = [f"--corpus={book}", "--steps=2", *FLAGS]
+    alone = run("train", *flags, "--batch_size=64", "--length=40", f"--run={tmp_path / 'one'}")
+    spread = "spread over" in alone.stdout
+    assert (alone.returncode, spread) == (0, usable_cores() > 1), alone.stdout + alone.stderr
+    pair = Pair(tmp_path, *flags, f"--run={tmp_path / 'two'}", "--mesh=data=2", devices="")
+    (code, said), (other_code, other) = pair.wait()
+    assert (code, other_code) == (0, 0), said + other
 
 
 @pytest.mark.whole
