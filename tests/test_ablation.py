@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import subprocess
 import time
 
@@ -25,8 +26,9 @@ from experiments.ablate.record import Records
 from experiments.ablate.runs import Found, FreshBatches
 from experiments.ablate.setting import Setting
 from experiments.ablate.studies import GREFF, STUDIES, equal_width
-from experiments.ablate.summary import headline, say_ratios, summarise
+from experiments.ablate.summary import footnote, headline, say_ratios, summarise
 from experiments.ablate.verdicts import holm, interval, paired_effect, verdict
+from experiments.fit.signals import StopOnSignal
 from experiments.task_training import Network, init_network, run_layer
 from lm import model
 from lm.config import DataConfig, ModelConfig, OptimConfig
@@ -69,6 +71,26 @@ def test_survivors_of_many_that_diverged_are_no_sample():
     assert verdict(paired_effect(baseline, variant), math.nan) == "no baseline"
     half = paired_effect(np.r_[baseline[:4] - 1 + [0, 0, 0, 1e-3], np.full(4, np.inf)], baseline)
     assert (half.pairs, verdict(half, half.p)) == (4, "better")
+
+
+def test_a_footnote_says_what_a_reader_has_to_know():
+    def said(steps, study, blind=None):
+        rows = [{"diverged": 0, "rate_at_edge": False, "steps": number} for number in steps]
+        return " ".join(footnote(8, 2, rows, STUDIES[study], blind).split())
+
+    assert "sees nothing has a loss of 0.1767" in said((800, 800), "gates", 0.1767)
+    assert "longer chunks in fewer steps" in said((800, 400), "length")
+    assert "carries the state" in said((800, 400), "length")
+    assert "fewer steps" not in said((800, 800), "gates")
+
+
+def test_a_signal_is_answered_at_once(capfd):
+    with StopOnSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        assert "stopping soon" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_without_a_baseline_nothing_is_found():
