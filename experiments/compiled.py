@@ -5,10 +5,8 @@ it costs a compilation, never the run. It has a folder for each kind of processo
 made for one may not run on another that shares the disk.
 """
 
-import hashlib
 import importlib
 import os
-import platform
 import time
 import warnings
 import zlib
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from lm.native.library import describe_processor
 
 LIMIT_BYTES = 1 << 30
 CHECKED = "checked"  # its time is that of the last look for entries that are torn
@@ -41,16 +41,6 @@ def keep_compiled(cache: Path) -> None:
     # The many small programs that a run begins with take as long as its large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def describe_processor() -> str:
-    """A digest of this machine's processor and what it can do: 12 hexadecimal digits."""
-    about = {platform.machine(), platform.processor()}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = ("model name", "flags", "Features", "CPU part")
-        about |= {line for line in cpuinfo.read_text().splitlines() if line.startswith(names)}
-    return hashlib.sha256("\n".join(sorted(about)).encode()).hexdigest()[:12]
 
 
 def remove_torn(folder: Path) -> None:

@@ -29,6 +29,7 @@ from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
 from lm.cells.feedback import gather, read_state, recurrent_product, send_back, spread
 from lm.linear_recurrence import run_diagonal
 from lm.log_space import log_norm
+from lm.native.packed_product import Packed, multiply, pack_transposed_weights, pack_weights
 from lm.products import TRANSPOSED_LEFT, add_bias, affine, dot
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
@@ -163,13 +164,12 @@ def run_forward(
     dtype: Any = None,
 ) -> tuple[Any, Trace]:
     """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
-    weights = round_weights(spread(cell, w_h), dtype)
-
+    weights = lay_out(spread(cell, w_h), z.shape[:2], dtype)
     field = field_over_z(cell, z.shape[1], dtype)
 
     def step(s_prev: Any, z_t: jax.Array, mask_t: jax.Array | None) -> tuple[Any, Any, Any]:
         read = read_state(cell, drop_h(s_prev, state_mask))
-        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, dot(read, weights, dtype))
+        s_t, tape_t = cell.linearize(vectors, s_prev, z_t, product(read, weights, dtype))
         s_t = select(mask_t, s_t, s_prev)
         row, rest = part_tape(tape_t, field)
         return s_t, row, (s_t.h, read if cell.feedback else None, rest)
@@ -179,9 +179,18 @@ def run_forward(
     return last, Trace(state.h, h, join_tape(rows, rest, field), mask, state_mask, read)
 
 
-def round_weights(w: jax.Array, dtype: Any) -> jax.Array:
-    """Weights as a product takes them, rounded once, outside the scan."""
-    return w if dtype is None else w.astype(dtype)
+def lay_out(w: jax.Array, time_batch: tuple[int, ...], dtype: Any) -> jax.Array | Packed:
+    """W [R, K] as the product of every step takes it: packed or rounded once, outside the scan.
+
+    Args:
+      time_batch: (T, B) of the scan.
+    """
+    return pack_weights(w, time_batch) if dtype is None else w.astype(dtype)
+
+
+def product(x: jax.Array, weights: jax.Array | Packed, dtype: Any = None) -> jax.Array:
+    """The product inside a scan, with what `lay_out` or `transposed_weights` made of W."""
+    return multiply(x, weights) if isinstance(weights, Packed) else dot(x, weights, dtype)
 
 
 def drop_h(state: Any, mask: jax.Array | None) -> Any:
@@ -262,7 +271,7 @@ def scan_over(
 
 def pull_back_step(
     cell: Cell,
-    w_transposed: jax.Array,
+    w_transposed: jax.Array | Packed,
     tape_t: Tape,
     mask_t: jax.Array | None,
     d_s: Any,
@@ -280,7 +289,7 @@ def pull_back_step(
     """
     d_valid = select(mask_t, d_s, jax.tree.map(jnp.zeros_like, d_s))
     pulled = cell.pull_back(tape_t, d_valid)
-    d_read = dot(pulled.u, w_transposed, dtype)
+    d_read = product(pulled.u, w_transposed, dtype)
     if state_mask is not None:
         hidden = state_mask.shape[-1]
         d_read = jnp.concatenate(
@@ -292,9 +301,16 @@ def pull_back_step(
     return d_prev, pulled
 
 
-def transposed_weights(cell: Cell, w_h: jax.Array, dtype: Any = None) -> jax.Array:
-    """What the backward scan multiplies by: W^T [K, R]; of a cell without feedback W_h^T."""
-    return round_weights(spread(cell, w_h).T, dtype)
+def transposed_weights(
+    cell: Cell, w_h: jax.Array, time_batch: tuple[int, ...], dtype: Any = None
+) -> jax.Array | Packed:
+    """What the backward scan multiplies by: W^T [K, R]; of a cell without feedback W_h^T.
+
+    Args:
+      time_batch: (T, B) of the scan.
+    """
+    w = spread(cell, w_h)
+    return pack_transposed_weights(w, time_batch) if dtype is None else w.T.astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -310,11 +326,11 @@ def recur(
     state_mask: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """The recurrence proper, given the input products z [T, B, K]."""
-    weights = round_weights(spread(cell, w_h), dtype)
+    weights = lay_out(spread(cell, w_h), z.shape[:2], dtype)
 
     def step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
         z_t, mask_t = inputs
-        u_t = dot(read_state(cell, drop_h(s_prev, state_mask)), weights, dtype)
+        u_t = product(read_state(cell, drop_h(s_prev, state_mask)), weights, dtype)
         s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
         return s_t, s_t.h
 
@@ -339,8 +355,7 @@ def _recur_forward(
 def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     w_h, vectors, trace, probed = residuals
     d_last, d_h = cotangents
-    w_transposed = transposed_weights(cell, w_h, dtype)
-
+    w_transposed = transposed_weights(cell, w_h, d_h.shape[:2], dtype)
     field = field_over_z(cell, d_h.shape[1], dtype)
     rows, rest = part_tape(trace.tape, field)
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},
-    {"lm.linear_recurrence", "lm.embedding", "lm.alignment"},
+    {"lm.linear_recurrence", "lm.embedding", "lm.alignment", "lm.native"},
     {"lm.recurrence"},
     {"lm.regularize", "lm.adaptive_softmax"},
     {"lm.model"},

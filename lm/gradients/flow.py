@@ -67,7 +67,7 @@ def pull_back_log(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
       injected: dL/dh_t from above at every t, log [T, B] and unit [T, B, H];
         log = -inf where nothing comes in.
     """
-    w_transposed = transposed_weights(cell, params.w_h)
+    w_transposed = transposed_weights(cell, params.w_h, trace.h.shape[:2])
     batch, hidden = trace.h_first.shape
     zero = cell.init_state(batch, hidden, trace.h.dtype)
     nothing = jnp.full(batch, -jnp.inf, trace.h.dtype)

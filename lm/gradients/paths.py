@@ -16,7 +16,7 @@ from lm.cells.cell import Cell, CellParams
 from lm.cells.feedback import send_back
 from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
-from lm.recurrence import Trace, pull_back_step, select, transposed_weights
+from lm.recurrence import Trace, product, pull_back_step, select, transposed_weights
 
 
 class Part(NamedTuple):
@@ -42,7 +42,7 @@ def measure_paths(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
       trace: of the forward pass.
       injected: dL/dh_t from above at every t, as `lm.gradients.flow.pull_back_log` takes it.
     """
-    w_transposed = transposed_weights(cell, params.w_h)
+    w_transposed = transposed_weights(cell, params.w_h, trace.h.shape[:2])
     batch, hidden = trace.h_first.shape
     zero = cell.init_state(batch, hidden, trace.h.dtype)
 
@@ -62,7 +62,7 @@ def measure_paths(cell: Cell, params: CellParams, trace: Trace, injected: Scaled
         # What the carried part sends through W_h belongs to the other from here on.
         log_r, keep, add = common_scale(log_r, log_c)
         beyond = jax.tree.map(lambda s: s * keep[:, None], beyond)
-        crossing = pulled.u @ w_transposed
+        crossing = product(pulled.u, w_transposed)
         beyond = send_back(cell, beyond, crossing * add[:, None])
         return (rescale(log_c, along), rescale(log_r, beyond)), emitted
 

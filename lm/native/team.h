@@ -1,0 +1,136 @@
+/* Threads that take the pieces of one step after another, all of a step before any of the next.
+
+   The threads are XLA's own, and nothing is known of when a helper comes, or whether it does: so
+   pieces are taken, not given, and the caller alone can do all of them. A thread takes those of its
+   own part of the list first, and so finds in its cache what it worked on a step before. Which
+   thread does a piece makes no difference to what comes out. */
+
+#ifndef LM_NATIVE_TEAM_H_
+#define LM_NATIVE_TEAM_H_
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#define PATIENCE 20000 /* looks at a step that others finish, before the processor is given up */
+
+typedef void Piece(void *job, long step, long piece);
+
+typedef struct {
+  Piece *work;
+  void *job; /* the caller's: there as long as a piece is left to be taken */
+  long steps, pieces, threads;
+  atomic_long done;    /* pieces, over all steps */
+  atomic_long joined;  /* threads so far */
+  atomic_long users;   /* the last one frees the team: a helper may come when all is over */
+  atomic_long taken[]; /* of each piece: steps in which it was */
+} Team;
+
+static void leave(Team *team) {
+  if (atomic_fetch_sub(&team->users, 1) == 1) free(team);
+}
+
+static void wait_for(Team *team, long done) {
+  for (long looks = 0; atomic_load_explicit(&team->done, memory_order_acquire) < done; looks++) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (looks > PATIENCE) sched_yield();
+  }
+}
+
+static void take_part(Team *team) {
+  const long pieces = team->pieces;
+  const long home = atomic_fetch_add(&team->joined, 1) % team->threads * pieces / team->threads;
+  for (long step = atomic_load(&team->done) / pieces; step < team->steps; step++) {
+    long own = 0;
+    for (long k = 0; k < pieces; k++) {
+      const long piece = (home + k) % pieces;
+      long free_since = step;
+      if (atomic_load_explicit(&team->taken[piece], memory_order_relaxed) == step &&
+          atomic_compare_exchange_strong(&team->taken[piece], &free_since, step + 1)) {
+        team->work(team->job, step, piece);
+        own++;
+      }
+    }
+    atomic_fetch_add(&team->done, own);
+    wait_for(team, (step + 1) * pieces);
+  }
+}
+
+static void help(void *data) {
+  take_part(data);
+  leave(data);
+}
+
+static XLA_FFI_Error *fail(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, const char *message) {
+  XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
+                                    .message = message,
+                                    .errc = code};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
+/* Whether there was no error. */
+static int passed(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
+  if (!error) return 1;
+  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
+                                     .error = error};
+  api->XLA_FFI_Error_Destroy(&args);
+  return 0;
+}
+
+static long count_threads(const XLA_FFI_CallFrame *frame) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {
+      .struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
+      .ctx = frame->ctx,
+      .num_threads = &threads};
+  return passed(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? threads : 1;
+}
+
+/* Do work(job, step, piece) for all pieces of all steps, with at most so many threads. */
+static XLA_FFI_Error *run_team(const XLA_FFI_CallFrame *frame, Piece *work, void *job, long steps,
+                               long pieces, long most_threads) {
+  long threads = most_threads > 1 ? count_threads(frame) : 1;
+  if (threads > most_threads) threads = most_threads;
+  if (threads > pieces) threads = pieces;
+  if (threads < 1) threads = 1;
+  Team *team = calloc(1, sizeof *team + (size_t)pieces * sizeof(atomic_long));
+  if (!team) return fail(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory");
+  team->work = work, team->job = job;
+  team->steps = steps, team->pieces = pieces, team->threads = threads;
+  atomic_store(&team->users, threads);
+  for (long helper = 1; helper < threads; helper++) {
+    XLA_FFI_ThreadPool_Schedule_Args args = {
+        .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+        .ctx = frame->ctx,
+        .task = help,
+        .data = team};
+    if (!passed(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(team);
+  }
+  take_part(team);
+  leave(team);
+  return NULL;
+}
+
+/* XLA asks a function for the version of the interface that it was compiled for. */
+static int is_question(const XLA_FFI_CallFrame *frame) {
+  XLA_FFI_Extension_Base *asked = frame->extension_start;
+  if (!asked || asked->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)asked)->metadata;
+  about->api_version.major_version = XLA_FFI_API_MAJOR;
+  about->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+static const XLA_FFI_Buffer *argument(const XLA_FFI_CallFrame *frame, long k) {
+  return frame->args.args[k];
+}
+
+static const XLA_FFI_Buffer *result(const XLA_FFI_CallFrame *frame, long k) {
+  return frame->rets.rets[k];
+}
+
+#endif
