@@ -7,32 +7,40 @@
    are, nor on the other rows.
 
    Source of the scheme: Goto & van de Geijn, "Anatomy of high-performance matrix multiplication",
-   ACM TOMS 34(3), 2008. C11 with the vectors of GCC and Clang, no processor's own instructions. */
+   ACM TOMS 34(3), 2008. C11 with the vectors of GCC and Clang, no processor's own intrinsics. */
 
 #include <string.h>
 
 #include "team.h"
 
-#define COLUMNS 16 /* of a panel: one vector register of AVX-512, two of AVX2, four of NEON */
+#define COLUMNS 16 /* of a panel */
 #if defined(__AVX512F__)
-#define ROWS 24 /* of a block at most: sums that the registers hold beside a row of the panel */
-#else
+#define LANES 16 /* of a vector register */
+#define ROWS 24  /* of a block at most: sums that the registers hold beside a row of the panel */
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LANES 8
 #define ROWS 6
+#else
+#error "on other processors nobody has measured whether this is faster than XLA"
 #endif
-#define AHEAD 8             /* rows of a panel that are fetched before they are wanted */
-#define LEAST_WORK 500000L  /* multiplications worth a thread of their own: some 10 us */
-#define COST 128            /* columns of u that take as long as fetching x from another core */
-#define LEAST_PACK 100000L  /* numbers to pack that are worth a thread of their own */
+#define VECTORS (COLUMNS / LANES)
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+#define AHEAD 8            /* rows of a panel that are fetched before they are wanted */
+#define LEAST_WORK 500000L /* multiplications worth a thread of their own: some 10 us */
+#define COST 128           /* columns of u that take as long as fetching x from another core */
+#define LEAST_PACK 100000L /* numbers to pack that are worth a thread of their own */
 
-typedef float lanes __attribute__((vector_size(COLUMNS * sizeof(float))));
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
 
 static inline lanes load(const float *from) {
   lanes x;
   memcpy(&x, from, sizeof x);
   return x;
 }
-
-static inline void store(float *to, lanes x) { memcpy(to, &x, sizeof x); }
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 
@@ -49,17 +57,20 @@ static inline __attribute__((always_inline)) void multiply_rows(const int rows, 
                                                                 const float *restrict turned,
                                                                 const float *restrict panel,
                                                                 float *restrict sums) {
-  lanes acc[ROWS];
-#pragma GCC unroll 24
-  for (int r = 0; r < rows; r++) acc[r] = (lanes){0};
+  lanes acc[ROWS][VECTORS];
+  UNROLL
+  for (int r = 0; r < rows; r++)
+    for (int v = 0; v < VECTORS; v++) acc[r][v] = (lanes){0};
   for (long k = 0; k < depth; k++) {
-    const lanes w = load(panel + k * COLUMNS);
+    lanes w[VECTORS];
+    for (int v = 0; v < VECTORS; v++) w[v] = load(panel + k * COLUMNS + v * LANES);
     __builtin_prefetch(panel + (k + AHEAD) * COLUMNS);
-#pragma GCC unroll 24
-    for (int r = 0; r < rows; r++) acc[r] += turned[k * rows + r] * w;
+    UNROLL
+    for (int r = 0; r < rows; r++)
+      for (int v = 0; v < VECTORS; v++) acc[r][v] += turned[k * rows + r] * w[v];
   }
-#pragma GCC unroll 24
-  for (int r = 0; r < rows; r++) store(sums + r * COLUMNS, acc[r]);
+  UNROLL
+  for (int r = 0; r < rows; r++) memcpy(sums + r * COLUMNS, acc[r], sizeof acc[r]);
 }
 
 static void multiply(long rows, long depth, const float *turned, const float *panel, float *sums) {
@@ -149,9 +160,8 @@ static void pack_columns(void *job, long step, long panel) {
   const long column = panel * COLUMNS, count = least(COLUMNS, p->columns - column);
   (void)step;
   for (long k = 0; k < p->depth; k++) {
-    lanes w = {0};
-    memcpy(&w, p->w + k * p->columns + column, (size_t)count * sizeof(float));
-    store(p->panels + column * p->depth + k * COLUMNS, w);
+    float *row = p->panels + column * p->depth + k * COLUMNS;
+    for (long c = 0; c < COLUMNS; c++) row[c] = c < count ? p->w[k * p->columns + column + c] : 0;
   }
 }
 
