@@ -138,6 +138,9 @@ def write_start(folder: Path, config: Any, corpus: Mapping[str, Any]) -> None:
     """What is known before the first step: configuration, command, versions, corpus."""
     import jax
 
+    from lm.native.library import load_library
+
+    in_c = jax.default_backend() == "cpu" and load_library()
     versions = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -146,6 +149,7 @@ def write_start(folder: Path, config: Any, corpus: Mapping[str, Any]) -> None:
         "devices": jax.device_count(),
         "cpu_cores": os.cpu_count(),
         "matmul_precision": flags.MATMUL_PRECISION,
+        "recurrent_product": "C" if in_c else "XLA",
         "commit": git_commit(),
         "corpus": dict(corpus),
     }

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.products import TRANSPOSED_LEFT, column_sums, dot, dot_over_words, row_sums
+from lm.native.softmax import log_normalizer, softmax_gradient
+from lm.products import TRANSPOSED_LEFT, column_sums, dot, dot_over_words
 
 LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes, on a CPU
 DEVICE_LOGITS_BYTES = 512 * 2**20  # elsewhere: products must be large to keep a GPU busy
@@ -55,7 +56,8 @@ def token_nats(
 
     def chunk_nats(inputs: Any) -> jax.Array:
         h_c, targets_c = inputs
-        return _nats_exponentials(h_c, w, b, targets_c, dtype)[0]
+        log_z = log_normalizer(dot(h_c, w, dtype), b)
+        return log_z - chosen_scores(h_c, w, b, targets_c, dtype)
 
     return lax.map(chunk_nats, (h_chunks, target_chunks)).reshape(-1)[: h.shape[0]]
 
@@ -95,11 +97,9 @@ def _weighted_forward(
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         d_w, d_b = carry
         h_c, targets_c, weights_c = inputs
-        nats, exponentials, sums = _nats_exponentials(h_c, w, b, targets_c, dtype)
-        # d logits = weight * (softmax - onehot), written without a scatter.
-        words = lax.broadcasted_iota(targets_c.dtype, exponentials.shape, 1)
-        onehot = (words == targets_c[:, None]).astype(exponentials.dtype)
-        d_scores = exponentials * (weights_c / sums)[:, None] - onehot * weights_c[:, None]
+        logits = dot(h_c, w, dtype)
+        d_scores, log_z = softmax_gradient(logits, b, weights_c, targets_c)
+        nats = log_z - chosen_scores(h_c, w, b, targets_c, dtype)
         d_w_c = dot(h_c, d_scores, dtype, TRANSPOSED_LEFT)
         d_h_c = dot_over_words(d_scores, w, dtype)
         return (d_w + d_w_c, d_b + column_sums(d_scores)), (nats, d_h_c)
@@ -145,29 +145,14 @@ def _chunked(array: jax.Array, rows: int) -> jax.Array:
     return jnp.pad(array, widths).reshape(-1, rows, *array.shape[1:])
 
 
-def _nats_exponentials(
+def chosen_scores(
     h: jax.Array, w: jax.Array, b: jax.Array, targets: jax.Array, dtype: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One chunk: nll [rows], e^(logit - the row's largest) [rows, V], their sums [rows]."""
-    scores = dot(h, w, dtype) + b[None, :]
-    most = jnp.max(scores, axis=-1)
-    exponentials, sums = sum_exponentials(scores - most[:, None])
-    # The target's own score from its column of W: a gather from `scores` would make the
-    # compiler write them all to memory once more (twice the time of the whole on a CPU).
+) -> jax.Array:
+    """The target's own score [N], from its column of W.
+
+    A gather from all scores would make the compiler write them to memory once more (twice the time
+    of the whole loss on a CPU).
+    """
     if dtype is not None:  # the score that is among them
         h, w = h.astype(dtype).astype(h.dtype), w.astype(dtype).astype(w.dtype)
-    chosen = jnp.sum(h * jnp.take(w, targets, axis=1).T, axis=-1) + jnp.take(b, targets)
-    return most + jnp.log(sums) - chosen, exponentials, sums
-
-
-def sum_exponentials(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """e^x and its sum over each row, [N, V] -> ([N, V], [N]).
-
-    On a CPU e^x is written down once and summed as a product: XLA would compute it for the sum and
-    once more for what comes after, and takes twice as long over the sum as over the rest.
-    """
-    exponentials = jnp.exp(x)
-    if jax.default_backend() != "cpu":
-        return exponentials, jnp.sum(exponentials, axis=-1)
-    exponentials = lax.optimization_barrier(exponentials)
-    return exponentials, row_sums(exponentials)
+    return jnp.sum(h * jnp.take(w, targets, axis=1).T, axis=-1) + jnp.take(b, targets)

@@ -68,6 +68,7 @@ class Tick(NamedTuple):
 
     taken: int  # steps of all points of the wave together, in this dispatch
     step: int  # that the wave is at
+    loss: float  # of this dispatch, nats per token, mean over the points that are finite; or NaN
 
 
 Watch = Callable[[Tick], object]
@@ -353,7 +354,8 @@ class Ledger:
         self._strike(bad.any(axis=1), self.step + bad.argmax(axis=1))
         self.step += count
         self._last[self.alive] = self.step
-        return Tick(taken, self.step)
+        living = losses[self.alive]
+        return Tick(taken, self.step, float(living.mean()) if len(living) else math.nan)
 
     def take_evaluation(self, losses: np.ndarray) -> None:
         """A validation loss of each, nats per token; beyond a float's perplexity it has diverged.

@@ -51,12 +51,6 @@ def column_sums(x: jax.Array) -> jax.Array:
     return jnp.matmul(ones, x, precision=lax.Precision.HIGHEST)[0]
 
 
-def row_sums(x: jax.Array) -> jax.Array:
-    """sum over k of x[:, k], [N, K] -> [N], as a product: see `column_sums`."""
-    ones = jnp.ones((x.shape[1], 1), x.dtype)
-    return jnp.matmul(x, ones)[:, 0]
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, w: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
     """x W + b, or x W where b is empty. [N, D], [D, K], [K] or [0] -> [N, K]."""

@@ -11,19 +11,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_names import EVERY_RECURRENT_CELL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.cells import CELLS
 from lm.cells.cell import init_params
 from lm.native import library
-from lm.native.packed_product import Packed, is_worth, multiply, pack, pack_transposed
+from lm.native.library import call, like
+from lm.native.packed_product import Packed, multiply, pack, pack_transposed, pays
+from lm.products import dot
 from lm.recurrence import unroll
 
-pytestmark = pytest.mark.skipif(
-    library.find_compiler() is None, reason="there is no C compiler: XLA's products are used"
-)
 COMPILER = library.find_compiler() or ""
+
+
+def has_avx2():
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and {"avx2", "fma"} <= set(cpuinfo.read_text().split())
+
+
+pytestmark = pytest.mark.skipif(
+    not COMPILER or not has_avx2() or os.environ.get(library.SWITCH) == "0",
+    reason="no C compiler, no AVX2, or switched off: XLA's products are used",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,8 +83,12 @@ def test_panels_hold_the_columns_and_then_zeros():
     np.testing.assert_array_equal(np.asarray(pack_transposed(jnp.asarray(w.T.copy()))), panels)
 
 
-def test_a_row_does_not_depend_on_the_others():
-    x, weights = draw(50, 300), packed(draw(300, 700, seed=1))
+@pytest.mark.parametrize("scale", [1, 1e-22], ids=["normal", "denormal"])
+def test_a_row_does_not_depend_on_the_others(scale):
+    """Nor on the threads: one multiplies a row, several all of them."""
+    x = scale * draw(50, 300)
+    weights = packed(np.float32(scale) * draw(300, 700, seed=1))
+    x = x.astype(np.float32)
     together = np.asarray(multiply(x, weights))
     for rows in (slice(0, 1), slice(7, 20), slice(30, 50)):
         np.testing.assert_array_equal(np.asarray(multiply(x[rows], weights)), together[rows])
@@ -86,6 +101,23 @@ def test_what_is_not_finite_stays_where_it_is():
     assert np.isnan(found[2]).all()
     assert np.isinf(found[5]).all()
     assert np.isfinite(np.delete(found, [2, 5], axis=0)).all()
+
+
+def test_a_matrix_of_nothing_has_no_panels():
+    assert pack(jnp.zeros((5, 0))).shape == (0, 5, 16)
+
+
+def test_another_type_than_that_of_the_weights_is_left_to_xla(x64):
+    x, w = draw(9, 40).astype(np.float64), draw(40, 50, seed=1)
+    found = jax.jit(multiply)(x, packed(w))
+    assert found.dtype == jnp.float64
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(jax.jit(dot)(x, w)))
+
+
+def test_another_type_is_refused_in_c(x64):
+    x = jnp.zeros((9, 40), jnp.float64)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="wanted float32"):
+        jax.block_until_ready(call("pack", like(x, 3, 9, 16), x))
 
 
 def test_many_products_at_once_disturb_none():
@@ -108,23 +140,29 @@ def test_many_products_at_once_disturb_none():
         np.testing.assert_array_equal(one, wanted)
 
 
-def gradient_program(name, batch=8, steps=12, hidden=24, dtype=None, lanes=0):
-    """The compiled text of a layer's gradient."""
+def make_gradient(name, batch=8, steps=12, hidden=24, dtype=None, mask=None, state_mask=None):
+    """(the gradient of a layer's loss, its arguments)."""
     cell = CELLS[name]
     params = init_params(jax.random.key(0), cell, 5, hidden)
     state = cell.init_state(batch, hidden)
 
     def loss(params, x):
-        return jnp.sum(unroll(cell, params, state, x, dtype=dtype)[1] ** 2)
+        last, h = unroll(cell, params, state, x, mask, state_mask=state_mask, dtype=dtype)
+        return jnp.sum(h**2) + jnp.sum(last.h)
 
-    x = jnp.asarray(draw(steps, batch, 5))
-    gradient = jax.grad(loss)
+    return jax.grad(loss, (0, 1)), (params, jnp.asarray(draw(steps, batch, 5)))
+
+
+def compile_gradient(name, lanes=0, **options):
+    """The compiled gradient of a layer's loss, of several models at once if `lanes` says so."""
+    gradient, args = make_gradient(name, **options)
     if lanes:
-        gradient, params = (
-            jax.vmap(gradient, (0, None)),
-            jax.tree.map(lambda leaf: jnp.stack([leaf] * lanes), params),
-        )
-    return jax.jit(gradient).lower(params, x).compile().as_text()
+        gradient, args = jax.vmap(gradient), jax.tree.map(lambda a: jnp.stack([a] * lanes), args)
+    return jax.jit(gradient).lower(*args).compile(), args
+
+
+def gradient_program(name, **options):
+    return compile_gradient(name, **options)[0].as_text()
 
 
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
@@ -155,15 +193,16 @@ def test_lanes_agree_with_one_after_another():
     np.testing.assert_allclose(np.asarray(shared[1]), x[1] @ w[0], rtol=1e-5, atol=1e-5)
 
 
-def test_float64_is_left_to_xla(x64):
-    assert not is_worth(jnp.zeros((16, 16), jnp.float64), 20, 20)
-    assert is_worth(jnp.zeros((16, 16), jnp.float32), 20, 20)
+def test_packing_pays_in_float32_alone(x64):
+    assert not pays(jnp.zeros((16, 16), jnp.float64), 20, 20)
+    assert pays(jnp.zeros((16, 16), jnp.float32), 20, 20)
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """A user whose cache is empty; call it for the library as a new process would find it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", COMPILER)
     return library.find_library
 
 
@@ -190,8 +229,45 @@ def test_a_damaged_library_is_made_anew(fresh, tmp_path):
 
 
 def test_no_library_without_a_compiler(fresh, monkeypatch, tmp_path):
+    monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert fresh() is None
+
+
+def test_no_library_where_the_compiler_hangs(fresh, monkeypatch, tmp_path):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(library, "LONGEST_SECONDS", 0.2)
+    assert fresh() is None
+    assert kept(tmp_path) == []
+
+
+def test_no_library_on_another_kind_of_processor(fresh, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert fresh() is None
+
+
+@pytest.mark.parametrize("what", ["folder", "library"])
+def test_no_library_that_others_may_have_written(what, fresh, tmp_path):
+    assert fresh() is not None
+    folder = tmp_path / "recurrent-lm" / "native"
+    path = folder if what == "folder" else next(folder.iterdir())
+    path.chmod(0o777)
+    assert fresh() is None
+
+
+def test_of_libraries_made_at_once_the_first_stays(fresh, tmp_path):
+    path = tmp_path / "native" / "key.so"
+    library.make_library(COMPILER, path)
+    first = path.stat().st_ino
+    exists = type(path).exists
+    with pytest.MonkeyPatch.context() as patch:  # as if the other were made meanwhile
+        patch.setattr(type(path), "exists", lambda self: self != path and exists(self))
+        library.make_library(COMPILER, path)
+    assert path.stat().st_ino == first
+    assert [one.name for one in path.parent.iterdir()] == ["key.so"]
 
 
 def test_no_library_where_the_compiler_fails(fresh, monkeypatch, tmp_path):
@@ -217,7 +293,7 @@ def test_the_key_tells_processor_compiler_and_source(monkeypatch, tmp_path):
     assert library.make_key(COMPILER) != key
 
 
-def test_switched_off_the_engine_is_xlas_and_finds_the_same(tmp_path):
+def test_switched_off_the_engine_is_xlas():
     """A process of its own: what is compiled is decided once."""
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -233,20 +309,40 @@ def test_switched_off_the_engine_is_xlas_and_finds_the_same(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
-def test_gradients_are_those_without_packed_weights(name, monkeypatch):
-    cell = CELLS[name]
-    params = init_params(jax.random.key(0), cell, 5, 40)
-    x, state = jnp.asarray(draw(20, 30, 5)), cell.init_state(30, 40)
+OPTIONS = {
+    "plain": {},
+    "padded": {"mask": np.arange(12)[:, None] < np.arange(5, 35)[None]},
+    "dropout": {"state_mask": np.float32(1.5) * (np.arange(600).reshape(30, 20) % 3 > 0)},
+}
 
-    def loss(params, x):
-        last, h = unroll(cell, params, state, x)
-        return jnp.sum(h**2) + jnp.sum(last.h)
 
-    found = jax.jit(jax.grad(loss, (0, 1)))(params, x)
-    monkeypatch.setattr("lm.native.packed_product.is_worth", lambda *_: False)
-    wanted = jax.jit(jax.grad(lambda *args: loss(*args), (0, 1)))(params, x)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(
-            np.asarray(one), np.asarray(other), rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max())
-        )
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", EVERY_RECURRENT_CELL)
+def test_gradients_are_those_of_xlas_product(name, options, monkeypatch):
+    """In blocks of rows, and panels of columns, that are not full."""
+    sizes = {"batch": 30, "hidden": 20, **OPTIONS[options]}
+    program, args = compile_gradient(name, **sizes)
+    assert "lm_packed_product" in program.as_text()
+    found = program(*args)
+    monkeypatch.setattr("lm.native.packed_product.pays", lambda *_: False)
+    program, args = compile_gradient(name, **sizes)
+    assert "lm_pack" not in program.as_text()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(program(*args)), strict=True):
+        if one.size:
+            bound = 1e-5 * float(jnp.abs(other).max())
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-5, atol=bound)
+
+
+def test_curvature_is_that_of_xlas_product(monkeypatch):
+    """Reverse over reverse, which needs the derivative of the product."""
+
+    def curvature():
+        gradient, args = make_gradient("lstm")
+        steep = lambda *args: sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient(*args)))  # noqa: E731
+        return jax.jit(jax.grad(steep, (0, 1)))(*args)
+
+    found = jax.tree.leaves(curvature())
+    monkeypatch.setattr("lm.native.packed_product.pays", lambda *_: False)
+    for one, other in zip(found, jax.tree.leaves(curvature()), strict=True):
+        bound = 1e-5 * float(jnp.abs(other).max(initial=0))
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-4, atol=bound)

@@ -23,10 +23,10 @@ from lm.config import ModelConfig
 from lm.data.batches import make_batches
 from lm.data.corpus import Corpus, load_corpus
 from lm.data.vocabulary import Vocabulary
-from lm.evaluate import evaluate_sentences, evaluate_stream, make_forward, perplexity
-from lm.optim import Hyper, fitting_rate, make_schedule
+from lm.evaluate import perplexity
+from lm.many_runs import Outcome, Tick, make_train_points
 from lm.tasks import make_task
-from lm.train import NotFiniteError, init_state, make_block, run_blocks
+from lm.whole_run import Fixed, start
 
 STEPS_PER_DISPATCH = 40
 TASK_STEPS = 1000
@@ -88,7 +88,7 @@ def plan_text(config: Any) -> Plan:
 
 
 class Trainer:
-    """Trains all seeds of one cell, with one compilation."""
+    """Trains all seeds of one cell through one compiled program; on a CPU each core has its own."""
 
     def __init__(
         self,
@@ -100,18 +100,25 @@ class Trainer:
         folder: Path,
         bar: Any,
     ):
-        self._config, self._network, self._corpus = config, network, corpus
-        self._batches, self._steps, self._bar = batches, steps, bar
+        self._config, self._cell, self._bar = config, network.cell, bar
         self._log = run_folder.MetricsLog(folder)
-
-    def _start(self, key: jax.Array) -> Any:
-        vocabulary, rows = len(self._corpus.vocabulary), self._batches.batch_size
-        return init_state(key, self._network, self._config.optim, vocabulary, rows)
+        fixed, vocabulary = Fixed(network, config.optim), len(corpus.vocabulary)
+        self._start = lambda seed: start(fixed, vocabulary, batches.batch_size, {"seed": seed})
+        self._train = make_train_points(
+            fixed,
+            corpus.splits,
+            vocabulary,
+            batches,
+            steps=steps,
+            evaluate_every=steps,
+            steps_per_dispatch=STEPS_PER_DISPATCH,
+            sentences=config.data.batching == "sentences",
+        )
 
     def starts(self) -> model.Params:
         """Parameters before training, stacked over seeds."""
-        keys = jax.vmap(jax.random.key)(jnp.arange(self._config.seeds))
-        found: model.Params = jax.lax.map(lambda key: self._start(key).params, keys)
+        seeds = jnp.arange(self._config.seeds)
+        found: model.Params = jax.lax.map(lambda seed: self._start(seed)[0].params, seeds)
         return found
 
     def train(self) -> tuple[list[model.Params], Arrays]:
@@ -119,54 +126,44 @@ class Trainer:
 
         A seed that diverges is said, logged and counted; its network is not measured.
         """
-        config, network = self._config, self._network
-        schedule = make_schedule(config.optim, self._batches.steps_per_epoch, self._steps)
-        block = make_block(network, config.optim, schedule)
-        rate = fitting_rate(config.optim, CELLS[network.cell].learning_rate)
-        hyper = Hyper(jnp.float32(rate), jnp.float32(config.optim.clip))
-        forward = make_forward(network)
-        evaluate = evaluate_stream if config.data.batching == "stream" else evaluate_sentences
+        self._bar.set_description(self._cell)
         finished: list[model.Params] = []
         scores: dict[str, list[float]] = {"valid": [], "test": [], "diverged": []}
-        for seed in range(config.seeds):
-            try:
-                params = self._train_seed(seed, block, hyper)
-            except NotFiniteError as error:
-                self._bar.write(f"{network.cell} seed {seed} diverged at {error}")
-                self._log.write(cell=network.cell, seed=seed, step=error.step, diverged=True)
+        points = [{"seed": seed} for seed in range(self._config.seeds)]
+        for seed, outcome in enumerate(self._train(points, self._watch)):
+            self._log_run(seed, outcome)
+            if outcome.params is None or outcome.diverged_at is not None:
+                self._bar.write(
+                    f"{self._cell} seed {seed} diverged at step {outcome.diverged_at}; lower "
+                    "--learning_rate or --clip",
+                    file=sys.stderr,
+                )
                 scores["diverged"].append(seed)
                 continue
-            finished.append(params)
-            for split in ("valid", "test"):
-                text = self._corpus.splits[split]
-                result = evaluate(network, params, text, forward=forward)
-                scores[split].append(result.perplexity)
+            finished.append(outcome.params)
+            scores["valid"].append(outcome.valid)
+            scores["test"].append(outcome.test)
         return finished, {name: np.asarray(values) for name, values in scores.items()}
 
-    def _train_seed(self, seed: int, block: Any, hyper: Hyper) -> model.Params:
-        state = self._start(jax.random.key(seed))
-        self._bar.set_description(f"{self._network.cell} seed {seed}")
-        for state, metrics in run_blocks(
-            state,
-            hyper,
-            block,
-            self._batches,
-            stop=self._steps,
-            steps_per_dispatch=STEPS_PER_DISPATCH,
-        ):
-            loss = float(metrics.nats.sum() / metrics.tokens.sum())
-            self._bar.set_postfix_str(f"loss {loss:.2f} perplexity {perplexity(loss):.0f}")
-            self._bar.update(len(metrics.nats))
+    def _watch(self, tick: Tick) -> None:
+        self._bar.set_postfix_str(f"loss {tick.loss:.2f} perplexity {perplexity(tick.loss):.0f}")
+        self._bar.update(tick.taken)
+
+    def _log_run(self, seed: int, outcome: Outcome) -> None:
+        """A line for each dispatch of one seed; and where it diverged."""
+        run, clip = {"cell": self._cell, "seed": seed}, self._config.optim.clip
+        for first in range(0, outcome.last_step, STEPS_PER_DISPATCH):
+            until = min(first + STEPS_PER_DISPATCH, outcome.last_step)
+            norms = outcome.grad_norms[first:until]
             self._log.write(
-                cell=self._network.cell,
-                seed=seed,
-                step=int(state.step),
-                loss=loss,
-                grad_norm=float(metrics.grad_norm.mean()),
-                clipped=float((metrics.grad_norm > self._config.optim.clip).mean()),
+                **run,
+                step=until,
+                loss=float(outcome.losses[first:until].mean()),
+                grad_norm=float(norms.mean()),
+                clipped=float((norms > clip).mean()),
             )
-        params: model.Params = state.params
-        return params
+        if outcome.diverged_at is not None:
+            self._log.write(**run, step=outcome.diverged_at, diverged=True)
 
 
 def plan_task(config: Any) -> Plan:

@@ -3,8 +3,12 @@
 Once: the library is kept in the user's cache, under a name that tells source, compiler, processor
 and version of JAX. Where there is no compiler, or whatever else goes wrong, there is no library,
 and XLA's own products are used: the same to the order of sums, and slower.
+
+What `lm` is elsewhere without, a file that it writes and a cache in its process, is here alone: a
+program can be compiled for XLA only once the functions that it calls are there.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -12,33 +16,91 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import jaxlib
 
 FOLDER = Path(__file__).parent
-FUNCTIONS = ("pack", "pack_transposed", "packed_product")
+FUNCTIONS = ("pack", "pack_transposed", "packed_product", "log_normalizer", "softmax_gradient")
 PREFIX = "lm_"  # of the names under which XLA knows them
+MACHINES = ("x86_64", "AMD64")  # of which vectors.h knows the registers
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared")
 SWITCH = "RECURRENT_LM_NATIVE"  # environment variable; 0: XLA's products alone
-LONGEST_SECONDS = 60  # that the compiler may take
+LONGEST_SECONDS = 20  # that the compiler may take; it takes one
+LOCK = threading.Lock()
+
+
+def serves(*arrays: jax.Array) -> bool:
+    """Whether the functions of this folder take these arrays: float32, on a CPU, compiled."""
+    float32 = all(array.dtype == jnp.float32 for array in arrays)
+    return float32 and jax.default_backend() == "cpu" and load_library()
+
+
+def call(name: str, results: Any, *arguments: jax.Array, aliases: Any = None) -> Any:
+    """What a function of the library makes of arrays; one after another under vmap.
+
+    Args:
+      results: shapes and types, as `like` gives them.
+      aliases: {argument: result that takes its place in memory}.
+    """
+    function = jax.ffi.ffi_call(
+        PREFIX + name, results, vmap_method="sequential", input_output_aliases=aliases
+    )
+    return function(*arguments)
+
+
+def unless_transformed(function: Callable[..., Any], plain: Callable[..., Any]) -> Any:
+    """`function`, but under vmap, and to be differentiated, `plain`: the same in JAX."""
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def run_several(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
+        found = jax.vmap(plain, axes, axis_size=size)(*args)
+        return found, jax.tree.map(lambda _: True, found)
+
+    whole = jax.custom_jvp(mapped)
+
+    @whole.defjvp
+    def run_forward(args: Any, tangents: Any) -> tuple[Any, Any]:
+        return jax.jvp(plain, args, tangents)
+
+    return whole
+
+
+def like(array: jax.Array, *shape: int) -> jax.ShapeDtypeStruct:
+    """A shape, with the type of an array."""
+    return jax.ShapeDtypeStruct(shape, array.dtype)
+
+
+def load_library() -> bool:
+    """Whether there is a library; its functions are known to XLA from here on."""
+    with LOCK:  # two threads that trace at once make one between them
+        return _load_once()
 
 
 @cache
-def load_library() -> bool:
-    """Whether there is a library; its functions are known to XLA from here on."""
-    library = find_library()
-    for name in FUNCTIONS if library else ():
-        call = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(PREFIX + name, call, platform="cpu")
+def _load_once() -> bool:
+    try:
+        library = find_library()
+        for name in FUNCTIONS if library else ():
+            call = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(PREFIX + name, call, platform="cpu")
+    except Exception:  # whatever it is, XLA's products are there
+        return False
     return library is not None
 
 
 def find_library() -> ctypes.CDLL | None:
     """The library, made now where it has not been; None where that cannot be."""
     compiler = find_compiler()
-    if os.environ.get(SWITCH) == "0" or compiler is None:
+    if compiler is None or os.environ.get(SWITCH) == "0" or platform.machine() not in MACHINES:
         return None
     try:
         return open_library(compiler, cache_folder())
@@ -61,29 +123,45 @@ def cache_folder() -> Path:
     Raises:
       RuntimeError: the user has no home.
     """
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "recurrent-lm" / "native"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "recurrent-lm" / "native"
 
 
 def open_library(compiler: str, folder: Path) -> ctypes.CDLL:
     """The library that is kept in `folder`; made now if it is not there, or damaged.
 
     Raises:
-      OSError: the folder cannot be written, or what was made cannot be opened.
+      OSError: the folder cannot be written, others can write to it, or what was made cannot be
+        opened.
       subprocess.SubprocessError: the compiler fails.
     """
     path = folder / f"{make_key(compiler)}.so"
-    if path.exists():
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-    make_library(compiler, path)
-    return ctypes.CDLL(str(path))
+    if not path.exists():
+        make_library(compiler, path)
+    refuse_of_others(folder)
+    refuse_of_others(path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        make_library(compiler, path, instead=True)
+        return ctypes.CDLL(str(path))
 
 
-def make_library(compiler: str, path: Path) -> None:
+def refuse_of_others(path: Path) -> None:
+    """Raise OSError where another user may have written what is about to be run."""
+    about = path.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise OSError(f"{path} is another user's, or others may write to it")
+
+
+def make_library(compiler: str, path: Path, instead: bool = False) -> None:
     """Compile the library, whole or not at all.
+
+    Of several processes that do so at once the first one's stays, since the others may have opened
+    it: on a network's disk, a file that is replaced is lost to who has it open.
+
+    Args:
+      instead: of one that is there, and damaged.
 
     Raises:
       OSError: the folder cannot be written.
@@ -93,14 +171,25 @@ def make_library(compiler: str, path: Path) -> None:
     sources = [str(source) for source in sorted(FOLDER.glob("*.c"))]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".partial") as work:
         made = Path(work) / path.name
-        command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, timeout=LONGEST_SECONDS)
-        made.replace(path)
+        command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", *sources, "-o", str(made), "-lm"]
+        subprocess.run(
+            command,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LONGEST_SECONDS,
+        )
+        if instead:
+            made.replace(path)
+        elif not path.exists():
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(made)
 
 
 def make_key(compiler: str) -> str:
     """A digest of all that a library is made from: 16 hexadecimal digits."""
-    about = [describe_processor(), str(Path(compiler).resolve()), *FLAGS, jax.__version__]
+    versions = jax.__version__, jaxlib.__version__
+    about = [describe_processor(), str(Path(compiler).resolve()), *FLAGS, *versions]
     digest = hashlib.sha256("\n".join(about).encode())
     for source in sorted(FOLDER.glob("*.[ch]")):
         digest.update(source.read_bytes())

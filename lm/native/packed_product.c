@@ -9,19 +9,14 @@
    Source of the scheme: Goto & van de Geijn, "Anatomy of high-performance matrix multiplication",
    ACM TOMS 34(3), 2008. C11 with the vectors of GCC and Clang, no processor's own intrinsics. */
 
-#include <string.h>
-
 #include "team.h"
+#include "vectors.h"
 
 #define COLUMNS 16 /* of a panel */
-#if defined(__AVX512F__)
-#define LANES 16 /* of a vector register */
-#define ROWS 24  /* of a block at most: sums that the registers hold beside a row of the panel */
-#elif defined(__AVX2__) && defined(__FMA__)
-#define LANES 8
-#define ROWS 6
+#if LANES == 16
+#define ROWS 24 /* of a block at most: sums that the registers hold beside a row of the panel */
 #else
-#error "on other processors nobody has measured whether this is faster than XLA"
+#define ROWS 6
 #endif
 #define VECTORS (COLUMNS / LANES)
 #if defined(__clang__)
@@ -33,16 +28,6 @@
 #define LEAST_WORK 500000L /* multiplications worth a thread of their own: some 10 us */
 #define COST 128           /* columns of u that take as long as fetching x from another core */
 #define LEAST_PACK 100000L /* numbers to pack that are worth a thread of their own */
-
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
-
-static inline lanes load(const float *from) {
-  lanes x;
-  memcpy(&x, from, sizeof x);
-  return x;
-}
-
-static inline long least(long a, long b) { return a < b ? a : b; }
 
 static inline long count_panels(long columns) { return (columns + COLUMNS - 1) / COLUMNS; }
 
@@ -139,7 +124,9 @@ static void work_on_product(void *job, long step, long piece) {
 
 /* x [rows, K], panels [N / 16, K, 16] -> u [rows, N], and room for x once more. float32. */
 XLA_FFI_Error *packed_product(XLA_FFI_CallFrame *frame) {
-  if (is_question(frame)) return NULL;
+  if (answers_version(frame)) return NULL;
+  XLA_FFI_Error *error = check_types(frame, 2);
+  if (error) return error;
   const XLA_FFI_Buffer *x = argument(frame, 0), *u = result(frame, 0);
   Product p = {.x = x->data, .panels = argument(frame, 1)->data,
                .u = u->data, .turned = result(frame, 1)->data,
@@ -176,6 +163,8 @@ static void pack_rows(void *job, long step, long panel) {
 
 static XLA_FFI_Error *run_packing(const XLA_FFI_CallFrame *frame, Piece *pack, long depth,
                                   long columns) {
+  XLA_FFI_Error *error = check_types(frame, 1);
+  if (error) return error;
   Packing p = {.w = argument(frame, 0)->data, .panels = result(frame, 0)->data,
                .depth = depth, .columns = columns};
   return run_team(frame, pack, &p, 1, count_panels(columns), depth * columns / LEAST_PACK);
@@ -183,14 +172,14 @@ static XLA_FFI_Error *run_packing(const XLA_FFI_CallFrame *frame, Piece *pack, l
 
 /* W [K, N] -> its panels [N / 16, K, 16]. */
 XLA_FFI_Error *pack(XLA_FFI_CallFrame *frame) {
-  if (is_question(frame)) return NULL;
+  if (answers_version(frame)) return NULL;
   const int64_t *size = argument(frame, 0)->dims;
   return run_packing(frame, pack_columns, size[0], size[1]);
 }
 
 /* W [N, K] -> the panels of W^T, [N / 16, K, 16]. */
 XLA_FFI_Error *pack_transposed(XLA_FFI_CallFrame *frame) {
-  if (is_question(frame)) return NULL;
+  if (answers_version(frame)) return NULL;
   const int64_t *size = argument(frame, 0)->dims;
   return run_packing(frame, pack_rows, size[1], size[0]);
 }

@@ -1,9 +1,9 @@
 /* Threads that take the pieces of one step after another, all of a step before any of the next.
 
    The threads are XLA's own, and nothing is known of when a helper comes, or whether it does: so
-   pieces are taken, not given, and the caller alone can do all of them. A thread takes those of its
-   own part of the list first, and so finds in its cache what it worked on a step before. Which
-   thread does a piece makes no difference to what comes out. */
+   pieces are taken, not given, the caller alone can do all of them, and a helper may leave at any
+   time. Each thread begins at a part of the list of its own, so that two seldom ask for the same
+   piece. Which of them does it makes no difference to what comes out. */
 
 #ifndef LM_NATIVE_TEAM_H_
 #define LM_NATIVE_TEAM_H_
@@ -14,7 +14,7 @@
 
 #include "xla/ffi/api/c_api.h"
 
-#define PATIENCE 20000 /* looks at a step that others finish, before the processor is given up */
+#define PATIENCE 20000 /* looks at what others have not finished, before a helper leaves */
 
 typedef void Piece(void *job, long step, long piece);
 
@@ -32,36 +32,41 @@ static void leave(Team *team) {
   if (atomic_fetch_sub(&team->users, 1) == 1) free(team);
 }
 
-static void wait_for(Team *team, long done) {
+/* Whether so many pieces are done, after a while; the caller gives up its processor, and waits on. */
+static int wait_for(Team *team, long done, int is_caller) {
   for (long looks = 0; atomic_load_explicit(&team->done, memory_order_acquire) < done; looks++) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-    if (looks > PATIENCE) sched_yield();
+    if (looks < PATIENCE) continue;
+    if (!is_caller) return 0;
+    sched_yield();
   }
+  return 1;
 }
 
-static void take_part(Team *team) {
+static void take_part(Team *team, int is_caller) {
   const long pieces = team->pieces;
   const long home = atomic_fetch_add(&team->joined, 1) % team->threads * pieces / team->threads;
   for (long step = atomic_load(&team->done) / pieces; step < team->steps; step++) {
     long own = 0;
     for (long k = 0; k < pieces; k++) {
       const long piece = (home + k) % pieces;
-      long free_since = step;
+      long untaken = step;
       if (atomic_load_explicit(&team->taken[piece], memory_order_relaxed) == step &&
-          atomic_compare_exchange_strong(&team->taken[piece], &free_since, step + 1)) {
+          atomic_compare_exchange_strong(&team->taken[piece], &untaken, step + 1)) {
         team->work(team->job, step, piece);
         own++;
       }
     }
     atomic_fetch_add(&team->done, own);
-    wait_for(team, (step + 1) * pieces);
+    if (!is_caller && step + 1 == team->steps) return;
+    if (!wait_for(team, (step + 1) * pieces, is_caller)) return;
   }
 }
 
 static void help(void *data) {
-  take_part(data);
+  take_part(data, 0);
   leave(data);
 }
 
@@ -72,8 +77,8 @@ static XLA_FFI_Error *fail(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, cons
   return api->XLA_FFI_Error_Create(&args);
 }
 
-/* Whether there was no error. */
-static int passed(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
+/* Whether XLA did what it was asked to; what it complains of otherwise is thrown away. */
+static int succeeded(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
   if (!error) return 1;
   XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE,
                                      .error = error};
@@ -87,12 +92,13 @@ static long count_threads(const XLA_FFI_CallFrame *frame) {
       .struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
       .ctx = frame->ctx,
       .num_threads = &threads};
-  return passed(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? threads : 1;
+  return succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? threads : 1;
 }
 
 /* Do work(job, step, piece) for all pieces of all steps, with at most so many threads. */
 static XLA_FFI_Error *run_team(const XLA_FFI_CallFrame *frame, Piece *work, void *job, long steps,
                                long pieces, long most_threads) {
+  if (steps < 1 || pieces < 1) return NULL;
   long threads = most_threads > 1 ? count_threads(frame) : 1;
   if (threads > most_threads) threads = most_threads;
   if (threads > pieces) threads = pieces;
@@ -108,21 +114,29 @@ static XLA_FFI_Error *run_team(const XLA_FFI_CallFrame *frame, Piece *work, void
         .ctx = frame->ctx,
         .task = help,
         .data = team};
-    if (!passed(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(team);
+    if (!succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(team);
   }
-  take_part(team);
+  take_part(team, 1);
   leave(team);
   return NULL;
 }
 
-/* XLA asks a function for the version of the interface that it was compiled for. */
-static int is_question(const XLA_FFI_CallFrame *frame) {
+/* Whether XLA asks for the version of the interface that a function was compiled for: answered. */
+static int answers_version(const XLA_FFI_CallFrame *frame) {
   XLA_FFI_Extension_Base *asked = frame->extension_start;
   if (!asked || asked->type != XLA_FFI_Extension_Metadata) return 0;
   XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)asked)->metadata;
   about->api_version.major_version = XLA_FFI_API_MAJOR;
   about->api_version.minor_version = XLA_FFI_API_MINOR;
   return 1;
+}
+
+/* An error where one of the first arguments is not float32. */
+static XLA_FFI_Error *check_types(const XLA_FFI_CallFrame *frame, long arguments) {
+  for (long k = 0; k < arguments; k++)
+    if (((const XLA_FFI_Buffer *)frame->args.args[k])->dtype != XLA_FFI_DataType_F32)
+      return fail(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "wanted float32 arrays");
+  return NULL;
 }
 
 static const XLA_FFI_Buffer *argument(const XLA_FFI_CallFrame *frame, long k) {
