@@ -149,7 +149,7 @@ def write_start(folder: Path, config: Any, corpus: Mapping[str, Any]) -> None:
         "devices": jax.device_count(),
         "cpu_cores": os.cpu_count(),
         "matmul_precision": flags.MATMUL_PRECISION,
-        "recurrent_product": "C" if in_c else "XLA",
+        "native": in_c,  # whether lm.native does its part
         "commit": git_commit(),
         "corpus": dict(corpus),
     }

@@ -88,7 +88,7 @@ def plan_text(config: Any) -> Plan:
 
 
 class Trainer:
-    """Trains all seeds of one cell through one compiled program; on a CPU each core has its own."""
+    """Trains all seeds of one cell through one program; on a CPU each core has a seed at a time."""
 
     def __init__(
         self,
@@ -150,7 +150,10 @@ class Trainer:
         self._bar.update(tick.taken)
 
     def _log_run(self, seed: int, outcome: Outcome) -> None:
-        """A line for each dispatch of one seed; and where it diverged."""
+        """A line for each dispatch of one seed, means over its steps; and where it diverged.
+
+        Once the seed is finished: gradient_flow begins anew after a kill.
+        """
         run, clip = {"cell": self._cell, "seed": seed}, self._config.optim.clip
         for first in range(0, outcome.last_step, STEPS_PER_DISPATCH):
             until = min(first + STEPS_PER_DISPATCH, outcome.last_step)

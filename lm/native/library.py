@@ -1,8 +1,9 @@
 """The C of this folder, compiled for this processor by the C compiler that is found here.
 
 Once: the library is kept in the user's cache, under a name that tells source, compiler, processor
-and version of JAX. Where there is no compiler, or whatever else goes wrong, there is no library,
-and XLA's own products are used: the same to the order of sums, and slower.
+and version of JAX. A process that cannot keep it there makes its own. Where there is no compiler,
+or whatever else goes wrong, there is no library, and XLA does the same, to float32's rounding, and
+slower.
 
 What `lm` is elsewhere without, a file that it writes and a cache in its process, is here alone: a
 program can be compiled for XLA only once the functions that it calls are there.
@@ -102,10 +103,13 @@ def find_library() -> ctypes.CDLL | None:
     compiler = find_compiler()
     if compiler is None or os.environ.get(SWITCH) == "0" or platform.machine() not in MACHINES:
         return None
-    try:
-        return open_library(compiler, cache_folder())
-    except (OSError, RuntimeError, subprocess.SubprocessError):
-        return None
+    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
+        try:
+            return open_library(compiler, cache_folder())
+        except (OSError, RuntimeError):  # a folder that is no use: one for this process alone
+            with tempfile.TemporaryDirectory(prefix="recurrent-lm-") as folder:
+                return open_library(compiler, Path(folder))  # stays open when its file is gone
+    return None
 
 
 def find_compiler() -> str | None:

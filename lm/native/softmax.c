@@ -64,7 +64,10 @@ static void finish_row(const Softmax *p, long row) {
   float *gradient = p->gradient ? p->gradient + row * p->words : NULL;
   const float most = largest(logits, p->b, p->words);
   if (!isfinite(most)) { /* no softmax: a logit is infinite, or none is a number above -inf */
-    p->log_z[row] = most;
+    float log_z = most;
+    for (long v = 0; v < p->words; v++)
+      if (isnan(logits[v] + p->b[v])) log_z = NAN;
+    p->log_z[row] = log_z;
     for (long v = 0; gradient && v < p->words; v++) gradient[v] = NAN;
     return;
   }
@@ -85,9 +88,13 @@ static void work_on_rows(void *job, long step, long piece) {
 }
 
 static XLA_FFI_Error *run_softmax(const XLA_FFI_CallFrame *frame, Softmax *p) {
-  const XLA_FFI_Buffer *logits = argument(frame, 0);
-  p->logits = logits->data, p->b = argument(frame, 1)->data;
+  const XLA_FFI_Buffer *logits = argument(frame, 0), *b = argument(frame, 1);
+  p->logits = logits->data, p->b = b->data;
   p->rows = logits->dims[0], p->words = logits->dims[1];
+  int fit = b->dims[0] == p->words;
+  for (long k = 2; k < frame->args.size; k++) fit &= argument(frame, k)->dims[0] == p->rows;
+  if (!fit)
+    return fail(frame->api, XLA_FFI_Error_Code_INVALID_ARGUMENT, "shapes of a softmax disagree");
   p->pieces = least(64, p->rows);
   return run_team(frame, work_on_rows, p, 1, p->pieces, p->rows * p->words / LEAST_WORDS);
 }
