@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lm.cells import CELLS
 from lm.cells.cell import init_params
 from lm.native import library
-from lm.native.library import call, like
+from lm.native.calls import call, like
 from lm.native.packed_product import Packed, multiply, pack, pack_transposed, pays
 from lm.products import dot
 from lm.recurrence import unroll

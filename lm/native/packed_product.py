@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
-from lm.native.library import call, like, serves, unless_transformed
+from lm.native.calls import call, like, serves, unless_transformed
 from lm.products import dot
 
 COLUMNS = 16  # of a panel, as in packed_product.c

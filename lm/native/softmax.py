@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.native.library import call, like, serves, unless_transformed
+from lm.native.calls import call, like, serves, unless_transformed
 
 
 def log_normalizer(logits: jax.Array, b: jax.Array) -> jax.Array:

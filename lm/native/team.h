@@ -123,9 +123,9 @@ static XLA_FFI_Error *run_team(const XLA_FFI_CallFrame *frame, Piece *work, void
 
 /* Whether XLA asks for the version of the interface that a function was compiled for: answered. */
 static int answers_version(const XLA_FFI_CallFrame *frame) {
-  XLA_FFI_Extension_Base *asked = frame->extension_start;
-  if (!asked || asked->type != XLA_FFI_Extension_Metadata) return 0;
-  XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)asked)->metadata;
+  if (!frame->extension_start || frame->extension_start->type != XLA_FFI_Extension_Metadata)
+    return 0;
+  XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
   about->api_version.major_version = XLA_FFI_API_MAJOR;
   about->api_version.minor_version = XLA_FFI_API_MINOR;
   return 1;
