@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from lm.native.library import describe_processor
+from lm.machine import describe_processor
 
 LIMIT_BYTES = 1 << 30
 CHECKED = "checked"  # its time is that of the last look for entries that are torn

@@ -14,6 +14,7 @@ from experiments import EXPERIMENTS
 from experiments.flow.subjects import cut_stretches
 from experiments.flow.training import overlap_note
 from experiments.run_folder import MetricsLog
+from lm.native.library import load_library
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,24 @@ def test_a_diverging_seed_does_not_lose_the_others(book, tmp_path):
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert ("rnn", "init") in [(r["cell"], r["stage"]) for r in rows]
     assert [0] in [r["diverged_seeds"] for r in rows]
+    log = MetricsLog.read(folder / "metrics.jsonl")
+    (last,) = (line for line in log if line.get("diverged") and line["cell"] == "rnn")
+    assert f"rnn seed 0 diverged at step {last['step']}; lower --learning_rate" in done.stderr
+
+
+@pytest.mark.whole
+def test_a_trained_seed_is_in_the_log_dispatch_by_dispatch(book, tmp_path):
+    folder = tmp_path / "flow"
+    flags = ["--steps=90", "--lags=8", "--windows=2", "--seeds=2", "--cells=rnn", *TINY]
+    done = call("gradient_flow", f"--corpus={book}", f"--run={folder}", *flags)
+    assert done.returncode == 0, done.stderr
+    log = MetricsLog.read(folder / "metrics.jsonl")
+    assert [(line["seed"], line["step"]) for line in log] == [
+        (seed, step) for seed in (0, 1) for step in (40, 80, 90)
+    ]
+    assert log[2]["loss"] < log[0]["loss"] < np.log(50)  # letters of a small book
+    assert all(0 < line["grad_norm"] < 100 and 0 <= line["clipped"] <= 1 for line in log)
+    assert log[0]["loss"] != log[3]["loss"]
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +259,7 @@ def test_train_leaves_a_whole_run(trained):
     versions = json.loads((folder / "versions.json").read_text())
     assert versions["jax"]
     assert versions["matmul_precision"] == "highest"
+    assert versions["native"] is load_library()
     assert (folder / "figures" / "perplexity.png").stat().st_size > 5000
     assert (folder / "figures" / "perplexity.svg").read_text().startswith("<?xml")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

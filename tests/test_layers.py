@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"lm.task_lengths"},
     {"lm.tables", "lm.log_space", "lm.linalg", "lm.products", "lm.tasks", "lm.mesh"}
-    | {"lm.unfinished"},
+    | {"lm.machine", "lm.unfinished"},
     {"lm.cells"},
     {"lm.config"},
     {"lm.data"},

@@ -155,6 +155,13 @@ def test_a_point_among_others_is_the_run_alone(fixed, points, lanes):
     assert len({outcome.valid_loss for outcome in outcomes}) == len(points)
     whole = sum(outcome.diverged_at is None for outcome in outcomes) * STEPS
     assert sum(tick.taken for tick in ticks) == whole + EVERY * (len(points) - whole // STEPS)
+    assert sum(np.isnan(tick.loss) for tick in ticks) == (whole < STEPS * len(points)) * (
+        lanes == 1
+    )
+    if lanes == 1 or whole == STEPS * len(points):  # no tick is of sound runs and one that fails
+        told = sum(tick.loss * tick.taken for tick in ticks if np.isfinite(tick.loss))
+        sound = [outcome for outcome in outcomes if outcome.diverged_at is None]
+        np.testing.assert_allclose(told, sum(o.losses.sum() for o in sound), rtol=1e-5)
 
 
 def assert_diverged(outcome):

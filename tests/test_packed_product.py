@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lm.cells import CELLS
 from lm.cells.cell import init_params
+from lm.machine import user_cache
 from lm.native import library
 from lm.native.calls import call, like
 from lm.native.packed_product import Packed, multiply, pack, pack_transposed, pays
@@ -221,7 +222,7 @@ def test_the_library_is_made_once_and_leaves_nothing_else(fresh, tmp_path):
 
 
 def test_a_damaged_library_is_made_anew(fresh, tmp_path):
-    path = library.cache_folder() / f"{library.make_key(COMPILER)}.so"
+    path = user_cache() / "native" / f"{library.make_key(COMPILER)}.so"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\x7fELF of a disk that was full")
     assert fresh() is not None

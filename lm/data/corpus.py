@@ -6,7 +6,6 @@ found in, and fetched into it if they are not there. Texts of more than `STREAM_
 tokenised to memory-mapped files; the tokens are the same.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from lm.data.download import Hub, Progress, Remote, download, export_hub
 from lm.data.stream import SPLITS, Part, Text
 from lm.data.text import tokenize
 from lm.data.vocabulary import Vocabulary, build_vocabulary
+from lm.machine import user_cache
 from lm.tables import unknown_name
 
 HERE = Path(__file__).parent
@@ -274,10 +274,7 @@ def encode(text: Text, cut: token_file.Cut) -> token_file.Tokens:
 
 def cache_folder(config: DataConfig) -> Path:
     """Where tokenised texts are kept."""
-    if config.cache_dir:
-        return Path(config.cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "recurrent-lm"
+    return Path(config.cache_dir) if config.cache_dir else user_cache()
 
 
 def find_named(

@@ -24,6 +24,8 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from lm.machine import describe_processor, user_cache
+
 FOLDER = Path(__file__).parent
 FUNCTIONS = ("pack", "pack_transposed", "packed_product", "log_normalizer", "softmax_gradient")
 PREFIX = "lm_"  # of the names under which XLA knows them
@@ -59,7 +61,7 @@ def find_library() -> ctypes.CDLL | None:
         return None
     with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
         try:
-            return open_library(compiler, cache_folder())
+            return open_library(compiler, user_cache() / "native")
         except (OSError, RuntimeError):  # a folder that is no use: one for this process alone
             with tempfile.TemporaryDirectory(prefix="recurrent-lm-") as folder:
                 return open_library(compiler, Path(folder))  # stays open when its file is gone
@@ -73,16 +75,6 @@ def find_compiler() -> str | None:
         if found is not None:
             return found
     return None
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept.
-
-    Raises:
-      RuntimeError: the user has no home.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "recurrent-lm" / "native"
 
 
 def open_library(compiler: str, folder: Path) -> ctypes.CDLL:
@@ -152,13 +144,3 @@ def make_key(compiler: str) -> str:
     for source in sorted(FOLDER.glob("*.[ch]")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def describe_processor() -> str:
-    """A digest of this machine's processor and what it can do: 12 hexadecimal digits."""
-    about = {platform.machine(), platform.processor()}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = ("model name", "flags", "Features", "CPU part")
-        about |= {line for line in cpuinfo.read_text().splitlines() if line.startswith(names)}
-    return hashlib.sha256("\n".join(sorted(about)).encode()).hexdigest()[:12]
