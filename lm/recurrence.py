@@ -29,6 +29,8 @@ from lm.cells.cell import Cell, CellParams, Pulled, Tape, Vectors
 from lm.cells.feedback import gather, read_state, recurrent_product, send_back, spread
 from lm.linear_recurrence import run_diagonal
 from lm.log_space import log_norm
+from lm.native import loop
+from lm.native.loop import Pulls, find_loop
 from lm.native.packed_product import Packed, multiply, pack_transposed_weights, pack_weights
 from lm.products import TRANSPOSED_LEFT, add_bias, affine, dot
 
@@ -163,7 +165,43 @@ def run_forward(
     state_mask: jax.Array | None = None,
     dtype: Any = None,
 ) -> tuple[Any, Trace]:
-    """The forward scan with its tape. z [T, B, K] -> (s_T, Trace)."""
+    """The forward pass with its tape, as one call or as a scan. z [T, B, K] -> (s_T, Trace)."""
+    compiled = whole_loop(cell, w_h, z.shape[:2], mask, state_mask, dtype)
+    if compiled is None:
+        return scan_forward(cell, w_h, vectors, state, z, mask, state_mask, dtype)
+
+    def scan(w_h: jax.Array, vectors: Vectors, state: Any, z: jax.Array) -> Any:
+        last, trace = scan_forward(cell, w_h, vectors, state, z)
+        return last, trace.h, trace.tape
+
+    last, h, tape = loop.run_taped(compiled, scan, w_h, vectors, state, z)
+    return last, Trace(state.h, h, tape, None)
+
+
+def whole_loop(
+    cell: Cell,
+    w_h: jax.Array,
+    time_batch: tuple[int, ...],
+    mask: jax.Array | None,
+    state_mask: jax.Array | None,
+    dtype: Any,
+) -> loop.Loop | None:
+    """A cell's loops as one call each, where nothing is masked or rounded; None: scans."""
+    is_plain = mask is None and state_mask is None and dtype is None
+    return find_loop(cell, w_h, time_batch) if is_plain else None
+
+
+def scan_forward(
+    cell: Cell,
+    w_h: jax.Array,
+    vectors: Vectors,
+    state: Any,
+    z: jax.Array,
+    mask: jax.Array | None = None,
+    state_mask: jax.Array | None = None,
+    dtype: Any = None,
+) -> tuple[Any, Trace]:
+    """`run_forward` by a scan, of any cell on any backend."""
     weights = lay_out(spread(cell, w_h), z.shape[:2], dtype)
     field = field_over_z(cell, z.shape[1], dtype)
 
@@ -326,15 +364,22 @@ def recur(
     state_mask: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     """The recurrence proper, given the input products z [T, B, K]."""
-    weights = lay_out(spread(cell, w_h), z.shape[:2], dtype)
 
-    def step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
-        z_t, mask_t = inputs
-        u_t = product(read_state(cell, drop_h(s_prev, state_mask)), weights, dtype)
-        s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
-        return s_t, s_t.h
+    def scan(w_h: jax.Array, vectors: Vectors, state: Any, z: jax.Array) -> Any:
+        weights = lay_out(spread(cell, w_h), z.shape[:2], dtype)
 
-    return lax.scan(step, state, (z, mask), unroll=steps_a_round())
+        def step(s_prev: Any, inputs: Any) -> tuple[Any, jax.Array]:
+            z_t, mask_t = inputs
+            u_t = product(read_state(cell, drop_h(s_prev, state_mask)), weights, dtype)
+            s_t = select(mask_t, cell.gate(vectors, s_prev, z_t, u_t), s_prev)
+            return s_t, s_t.h
+
+        return lax.scan(step, state, (z, mask), unroll=steps_a_round())
+
+    compiled = whole_loop(cell, w_h, z.shape[:2], mask, state_mask, dtype)
+    if compiled is None:
+        return scan(w_h, vectors, state, z)
+    return loop.run(compiled, scan, w_h, vectors, state, z)
 
 
 def _recur_forward(
@@ -355,6 +400,41 @@ def _recur_forward(
 def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     w_h, vectors, trace, probed = residuals
     d_last, d_h = cotangents
+
+    def scan(w_h: jax.Array, vectors: Vectors, tape: Tape, d_h: jax.Array, d_last: Any) -> Pulls:
+        return scan_backward(cell, w_h, vectors, trace._replace(tape=tape), d_h, d_last, dtype)[0]
+
+    masks = trace.mask, trace.state_mask
+    compiled = None if probed else whole_loop(cell, w_h, d_h.shape[:2], *masks, dtype)
+    d_states = None
+    if compiled is not None:
+        pulls = loop.pull_back(compiled, scan, w_h, vectors, trace.tape, d_h, d_last)
+    else:
+        pulls, d_states = scan_backward(cell, w_h, vectors, trace, d_h, d_last, dtype)
+    d_w_h = recurrent_gradient(cell, trace, pulls.z if pulls.u is None else pulls.u, dtype)
+    # An unused stack of d_states is dead code, which the compiler removes from the loop.
+    d_probe = d_states if probed else None
+    return d_w_h, pulls.vectors, pulls.first, pulls.z, None, d_probe, None
+
+
+def scan_backward(
+    cell: Cell,
+    w_h: jax.Array,
+    vectors: Vectors,
+    trace: Trace,
+    d_h: jax.Array,
+    d_last: Any,
+    dtype: Any = None,
+) -> tuple[Pulls, Any]:
+    """The backward scan of any cell on any backend.
+
+    Args:
+      d_h: dL/dh_t from above [T, B, H].
+      d_last: dL/ds_T beside it, fields [B, H].
+
+    Returns:
+      (what it sends back, dL/ds_t with fields [T, B, H]).
+    """
     w_transposed = transposed_weights(cell, w_h, d_h.shape[:2], dtype)
     field = field_over_z(cell, d_h.shape[1], dtype)
     rows, rest = part_tape(trace.tape, field)
@@ -377,9 +457,7 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
     (d_first, d_vectors), d_z, (d_u, d_states) = scan(
         step, first, rows, (rest, d_h, trace.mask), reverse=True
     )
-    d_w_h = recurrent_gradient(cell, trace, d_z if d_u is None else d_u, dtype)
-    # An unused stack of d_states is dead code, which the compiler removes from the loop.
-    return d_w_h, d_vectors, d_first, d_z, None, d_states if probed else None, None
+    return Pulls(d_first, d_vectors, d_z, d_u), d_states
 
 
 recur.defvjp(_recur_forward, _recur_backward)

@@ -24,6 +24,7 @@ typedef struct {
   long steps, pieces, threads;
   atomic_long done;    /* pieces, over all steps */
   atomic_long joined;  /* threads so far */
+  atomic_long helpers; /* that are here, or have been sent for */
   atomic_long users;   /* the last one frees the team: a helper may come when all is over */
   atomic_long taken[]; /* of each piece: steps in which it was */
 } Team;
@@ -43,31 +44,6 @@ static int wait_for(Team *team, long done, int is_caller) {
     sched_yield();
   }
   return 1;
-}
-
-static void take_part(Team *team, int is_caller) {
-  const long pieces = team->pieces;
-  const long home = atomic_fetch_add(&team->joined, 1) % team->threads * pieces / team->threads;
-  for (long step = atomic_load(&team->done) / pieces; step < team->steps; step++) {
-    long own = 0;
-    for (long k = 0; k < pieces; k++) {
-      const long piece = (home + k) % pieces;
-      long untaken = step;
-      if (atomic_load_explicit(&team->taken[piece], memory_order_relaxed) == step &&
-          atomic_compare_exchange_strong(&team->taken[piece], &untaken, step + 1)) {
-        team->work(team->job, step, piece);
-        own++;
-      }
-    }
-    atomic_fetch_add(&team->done, own);
-    if (!is_caller && step + 1 == team->steps) return;
-    if (!wait_for(team, (step + 1) * pieces, is_caller)) return;
-  }
-}
-
-static void help(void *data) {
-  take_part(data, 0);
-  leave(data);
 }
 
 static XLA_FFI_Error *fail(const XLA_FFI_Api *api, XLA_FFI_Error_Code code, const char *message) {
@@ -95,6 +71,51 @@ static long count_threads(const XLA_FFI_CallFrame *frame) {
   return succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? threads : 1;
 }
 
+static void help(void *data);
+
+/* As many helpers as there may be: some have left, if others took long over a step. */
+static void recruit(Team *team, const XLA_FFI_CallFrame *frame) {
+  while (atomic_load_explicit(&team->helpers, memory_order_relaxed) < team->threads - 1) {
+    atomic_fetch_add(&team->helpers, 1);
+    atomic_fetch_add(&team->users, 1);
+    XLA_FFI_ThreadPool_Schedule_Args args = {
+        .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+        .ctx = frame->ctx,
+        .task = help,
+        .data = team};
+    if (!succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(team);
+  }
+}
+
+/* `frame`: the caller's, and NULL for a helper. */
+static void take_part(Team *team, const XLA_FFI_CallFrame *frame) {
+  const long pieces = team->pieces;
+  const long home = atomic_fetch_add(&team->joined, 1) % team->threads * pieces / team->threads;
+  for (long step = atomic_load(&team->done) / pieces; step < team->steps; step++) {
+    if (frame) recruit(team, frame);
+    long own = 0;
+    for (long k = 0; k < pieces; k++) {
+      const long piece = (home + k) % pieces;
+      long untaken = step;
+      if (atomic_load_explicit(&team->taken[piece], memory_order_relaxed) == step &&
+          atomic_compare_exchange_strong(&team->taken[piece], &untaken, step + 1)) {
+        team->work(team->job, step, piece);
+        own++;
+      }
+    }
+    atomic_fetch_add(&team->done, own);
+    if (!frame && step + 1 == team->steps) return;
+    if (!wait_for(team, (step + 1) * pieces, frame != NULL)) return;
+  }
+}
+
+static void help(void *data) {
+  Team *team = data;
+  take_part(team, NULL);
+  atomic_fetch_sub(&team->helpers, 1);
+  leave(team);
+}
+
 /* Do work(job, step, piece) for all pieces of all steps, with at most so many threads. */
 static XLA_FFI_Error *run_team(const XLA_FFI_CallFrame *frame, Piece *work, void *job, long steps,
                                long pieces, long most_threads) {
@@ -107,16 +128,8 @@ static XLA_FFI_Error *run_team(const XLA_FFI_CallFrame *frame, Piece *work, void
   if (!team) return fail(frame->api, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory");
   team->work = work, team->job = job;
   team->steps = steps, team->pieces = pieces, team->threads = threads;
-  atomic_store(&team->users, threads);
-  for (long helper = 1; helper < threads; helper++) {
-    XLA_FFI_ThreadPool_Schedule_Args args = {
-        .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
-        .ctx = frame->ctx,
-        .task = help,
-        .data = team};
-    if (!succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(team);
-  }
-  take_part(team, 1);
+  atomic_store(&team->users, 1);
+  take_part(team, frame);
   leave(team);
   return NULL;
 }
