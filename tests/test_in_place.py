@@ -106,8 +106,8 @@ def test_nor_where_activations_are_made_anew():
     assert not copies(jax.grad(loss), params, steps=steps, depth=2)
 
 
-def test_a_tape_over_z_saves_two_arrays_as_wide_as_the_gates():
-    """There and back: z, then the tape, then dL/dz, all in one place."""
+def test_a_tape_over_z_saves_two_arrays_as_wide_as_the_gates(monkeypatch):
+    """There and back: z, then the tape, then dL/dz, all in one place; in C as well, where it is."""
     batch, time = 32, 256
     lstm, params, state, _ = layer("lstm", batch)
     x = jnp.ones((time, batch, H))
@@ -123,6 +123,8 @@ def test_a_tape_over_z_saves_two_arrays_as_wide_as_the_gates():
         )
         return compiled.memory_analysis().temp_size_in_bytes / (4 * time * batch * H)
 
+    assert held(lstm) < 8.5
+    monkeypatch.setattr("lm.recurrence.find_loop", lambda *_: None)
     assert field_over_z(lstm, batch, None) == "gates"
     assert held(lstm) < held(dataclasses.replace(lstm, written_over_z=None)) - 7.5
 

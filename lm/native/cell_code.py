@@ -35,6 +35,8 @@ ARITHMETIC = {
     "ge": "{} >= {}",
     "lt": "{} < {}",
     "le": "{} <= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
     "select_n": "pick({0}, {2}, {1})",
 }
 SAME = {"copy", "stop_gradient", "reshape", "squeeze", "broadcast_in_dim", "optimization_barrier"}
@@ -67,7 +69,7 @@ def write_cell(cell: Cell) -> CellCode | None:
         return None
     try:
         return translate(cell)
-    except UnsupportedError:
+    except Exception:  # UnsupportedError, or whatever a cell says of a size that it is not made for
         return None
 
 

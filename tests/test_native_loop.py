@@ -1,0 +1,331 @@
+"""A cell's loops in C: for which cells there is code, and that it computes what the scans do."""
+
+import dataclasses
+import re
+import threading
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_names import EVERY_RECURRENT_CELL
+from test_packed_product import (  # noqa: F401 - skipped where that is
+    _loaded,
+    compile_gradient,
+    draw,
+    gradient_program,
+    make_gradient,
+    pytestmark,
+)
+
+from lm.cells import CELLS
+from lm.cells.cell import Vector, init_params, make_cell, split_gates
+from lm.cells.lstm import LSTMState
+from lm.cells.rnn import RNNState
+from lm.native import library
+from lm.native.cell_code import write_cell
+from lm.native.loop import find_loop
+from lm.recurrence import recur, run_forward, unroll
+
+# Full gate recurrence reads more than h, and a norm takes means over units.
+BY_SCAN = ("fgr", "lnlstm", "mingru", "minlstm")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_whose_gates_are_elementwise_has_code(name):
+    assert (write_cell(CELLS[name]) is None) == (name in BY_SCAN)
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+def test_a_layer_is_one_call_each_way(name):
+    text = gradient_program(name)
+    for function, count in {"lm_run_cell": 1, "lm_pull_cell": 1, "lm_pack": 0, "while": 0}.items():
+        found = text.count(f'custom_call_target="{function}') + text.count(f" {function}(")
+        assert found == count, function
+
+
+ELSEWHERE = {
+    "few rows": {"batch": 3},
+    "few steps": {"steps": 7},
+    "bfloat16": {"dtype": jnp.bfloat16},
+    "several models at once": {"lanes": 2},
+    "padded": {"mask": np.ones((12, 8), bool)},
+    "dropout": {"state_mask": np.ones((8, 24), np.float32)},
+}
+
+
+@pytest.mark.parametrize("options", ELSEWHERE)
+def test_elsewhere_it_is_a_scan(options):
+    assert "lm_run_cell" not in gradient_program("lstm", **ELSEWHERE[options])
+
+
+def by_scan(monkeypatch):
+    monkeypatch.setattr("lm.recurrence.find_loop", lambda *_: None)
+
+
+def check_close(found, wanted, rtol=1e-5):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        if other.size:
+            bound = rtol * float(jnp.abs(other).max())
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=rtol, atol=bound)
+
+
+# One block of rows and one panel, several, and neither filled.
+SIZES = [(4, 16, 8), (24, 32, 9), (30, 20, 12), (5, 130, 40), (64, 9, 10)]
+
+
+@pytest.mark.parametrize(("batch", "hidden", "steps"), SIZES)
+@pytest.mark.parametrize("name", EVERY_RECURRENT_CELL)
+def test_gradients_are_those_of_the_scans(name, batch, hidden, steps, monkeypatch):
+    """Of W_x, W_h, biases, peepholes, x and s_0, which is not 0."""
+    if name in BY_SCAN:
+        pytest.skip("there is no code for it")
+    cell = CELLS[name]
+    params = init_params(jax.random.key(0), cell, 5, hidden)
+    params = params._replace(
+        b=jnp.asarray(draw(params.b.size)),
+        vectors=tuple(jnp.asarray(draw(v.size, seed=k)) for k, v in enumerate(params.vectors)),
+    )
+    zero = cell.init_state(batch, hidden)
+    state = type(zero)(*(jnp.asarray(draw(batch, hidden, seed=k)) for k in range(len(zero))))
+    weigh, x = draw(steps, batch, hidden, seed=7), jnp.asarray(draw(steps, batch, 5, seed=8))
+
+    def loss(params, state, x):
+        last, h = unroll(cell, params, state, x)
+        return jnp.sum(h * weigh) + sum(jnp.sum(jnp.sin(field)) for field in last)
+
+    def compute():
+        program = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(params, state, x).compile()
+        return program.as_text(), program(params, state, x)
+
+    text, found = compute()
+    assert "lm_run_cell" in text
+    assert "lm_pull_cell" in text
+    by_scan(monkeypatch)
+    text, wanted = compute()
+    assert "lm_run_cell" not in text
+    check_close(found, wanted, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "peephole"])
+def test_the_tape_is_that_of_the_scan(name, monkeypatch):
+    """The laboratory reads it."""
+    cell = CELLS[name]
+    params = init_params(jax.random.key(1), cell, 5, 20)
+    state, z = cell.init_state(6, 20), jnp.asarray(draw(9, 6, 20 * len(cell.gates)))
+    run = lambda z: run_forward(cell, params.w_h, params.vectors, state, z, None)  # noqa: E731
+    found = jax.jit(run)(z)
+    by_scan(monkeypatch)
+    wanted = jax.jit(lambda z: run(z))(z)
+    assert type(found[1].tape) is type(wanted[1].tape)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert one.shape == other.shape
+    check_close(found, wanted)
+
+
+def forward(name, x, batch=6, hidden=20):
+    cell = CELLS[name]
+    params = init_params(jax.random.key(0), cell, x.shape[-1], hidden)
+    return unroll(cell, params, cell.init_state(batch, hidden), x)
+
+
+def run_inputs(name, z, keeps_tape=False):
+    """h [T, B, H] of a cell, given z [T, B, K]."""
+    cell, hidden = CELLS[name], z.shape[-1] // len(CELLS[name].gates)
+    params = init_params(jax.random.key(0), cell, 1, hidden)
+    state = cell.init_state(z.shape[1], hidden)
+    if keeps_tape:
+        return run_forward(cell, params.w_h, params.vectors, state, z, None)[1].h
+    return recur(cell, None, params.w_h, params.vectors, state, z, None, None)[1]
+
+
+def test_an_evaluation_keeps_no_tape():
+    z = jnp.asarray(draw(9, 6, 80))
+    program = jax.jit(partial(run_inputs, "lstm")).lower(z).compile()
+    results = re.search(r"= \((.*)\) custom-call\(.*lm_run_cell", program.as_text())[1]
+    assert results.count("f32[") == 4  # room, c_T, h_T and h
+    with_tape = jax.jit(partial(run_inputs, "lstm", keeps_tape=True))(z)
+    check_close(program(z), with_tape, 1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["rnn", "irnn", "gru", "lstm"])
+def test_what_is_not_finite_stays_in_its_row(name, bad):
+    x = draw(9, 6, 5)
+    clean = np.asarray(jax.jit(lambda x: forward(name, x)[1])(x))
+    x[3, 2, 0] = bad
+    found = np.asarray(jax.jit(lambda x: forward(name, x)[1])(x))
+    others = np.delete(np.arange(6), 2)
+    np.testing.assert_array_equal(found[:, others], clean[:, others])
+    np.testing.assert_array_equal(found[:3], clean[:3])
+    assert np.isnan(found[3, 2]).all() == (bad is np.nan)
+
+
+def test_a_row_does_not_depend_on_the_others_nor_on_threads():
+    """One thread runs few rows, several run all of them."""
+    z = draw(8, 60, 600)
+    run = jax.jit(partial(run_inputs, "gru"))
+    together = np.asarray(run(z))
+    for rows in (slice(0, 4), slice(30, 53)):
+        np.testing.assert_array_equal(np.asarray(run(z[:, rows])), together[:, rows])
+
+
+def test_many_layers_at_once_disturb_none():
+    """More callers than threads: helpers come late, leave, and are sent for again."""
+    x = draw(40, 20, 200)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(forward("lstm", x, 20, 200)[1] ** 2)))
+    wanted, found = np.asarray(gradient(x)), [None] * 6
+
+    def run(k):
+        for _ in range(3):
+            found[k] = np.asarray(gradient(x))
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in found:
+        np.testing.assert_array_equal(one, wanted)
+
+
+@pytest.mark.parametrize(("name", "exact"), [("rnn", np.tanh), ("nog", None)])
+def test_activations_have_the_precision_of_float32(name, exact):
+    """tanh(z), or tanh(sigmoid(z) * tanh(1)): W_h is 0, and nothing was stored before."""
+    cell, z = CELLS[name], np.linspace(-30, 30, 8 * 4 * 320, dtype=np.float32).reshape(8, 4, 320)
+    gates = {"i": z, "f": 0 * z, "g": 0 * z + 1, "h": z}
+    inputs = np.concatenate([gates[gate] for gate in cell.gates], axis=-1)
+    w_h = jnp.zeros((320, 320 * len(cell.gates)))
+    params = init_params(jax.random.key(0), cell, 1, 320)._replace(w_h=w_h)
+    state = cell.init_state(4, 320)
+    run = lambda z: run_forward(cell, w_h, params.vectors, state, z, None)[1].h  # noqa: E731
+    assert "lm_run_cell" in jax.jit(run).lower(inputs).compile().as_text()
+    found = np.asarray(jax.jit(run)(inputs), np.float64)
+    if exact is None:
+        first = np.tanh(np.tanh(1.0) / (1 + np.exp(-z[0].astype(np.float64))))
+        np.testing.assert_allclose(found[0], first, rtol=2e-6)
+    else:
+        np.testing.assert_allclose(found, exact(z.astype(np.float64)), rtol=1e-6, atol=1e-12)
+
+
+def test_several_models_at_once_agree_with_one_after_another():
+    x = draw(3, 9, 6, 5)
+    gradient = jax.grad(lambda x: jnp.sum(forward("lstm", x)[1] ** 2))
+    together = jax.jit(jax.vmap(gradient))(x)
+    for k in range(3):
+        check_close(together[k], jax.jit(gradient)(x[k]))
+
+
+@pytest.mark.parametrize("name", ["gru", "cifg"])
+def test_curvature_is_that_of_the_scan(name, monkeypatch):
+    """Reverse over reverse."""
+
+    def curvature():
+        gradient, args = make_gradient(name)
+        steep = lambda *args: sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient(*args)))  # noqa: E731
+        return jax.jit(jax.grad(steep, (0, 1)))(*args)
+
+    found = curvature()
+    by_scan(monkeypatch)
+    check_close(found, curvature(), 1e-4)
+
+
+def own_cell(equations, gates="ab", state=RNNState, **options):
+    return make_cell("a user's", tuple(gates), state, equations, **options)
+
+
+def elementwise(vectors, state, z, u):
+    a, b = split_gates(z + u, 2)
+    return RNNState(jnp.maximum(a, state.h) * jax.nn.sigmoid(b) - a**2)
+
+
+def test_a_users_own_cell_gets_its_loops_too(monkeypatch):
+    cell = own_cell(elementwise)
+    program, args = compile_gradient(cell)
+    assert "lm_run_cell" in program.as_text()
+    by_scan(monkeypatch)
+    scan, _ = compile_gradient(cell)
+    assert "lm_run_cell" not in scan.as_text()
+    check_close(program(*args), scan(*args))
+
+
+# Each says that its units are alike, and has something of which there is no such code.
+REFUSED = {
+    "a mean over units": lambda a, h: a - jnp.mean(a, axis=-1, keepdims=True),
+    "a mean over rows": lambda a, h: a - jnp.mean(a, axis=0, keepdims=True),
+    "the next unit": lambda a, h: a + jnp.roll(h, 1, axis=-1),
+    "the next row": lambda a, h: a + jnp.roll(h, 1, axis=0),
+    "the first row": lambda a, h: a + h[:1],
+    "its own number": lambda a, h: a * jnp.arange(a.shape[-1], dtype=a.dtype)[None, :],
+    "half its units": lambda a, h: jnp.concatenate([a[:, :5], h[:, 5:]], axis=-1),
+    "a product": lambda a, h: a + h @ jnp.eye(h.shape[-1], dtype=h.dtype),
+    "a sine": lambda a, h: jnp.sin(a + h),
+    "an infinity": lambda a, h: jnp.where(h > 2, jnp.inf, a),
+    "a loop": lambda a, h: jax.lax.fori_loop(0, 3, lambda k, x: 0.5 * (x + h), a),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_other_gates_are_run_by_scans(what):
+    cell = own_cell(lambda _, state, z, u: RNNState(REFUSED[what](z + u, state.h)), gates="a")
+    assert write_cell(cell) is None
+    assert "lm_run_cell" not in gradient_program(cell)
+
+
+def test_a_cell_that_says_its_units_differ_is_not_asked():
+    assert write_cell(own_cell(elementwise)) is not None
+    assert write_cell(dataclasses.replace(own_cell(elementwise), pointwise=False)) is None
+
+
+def test_a_vector_over_several_gates_and_two_vectors(monkeypatch):
+    """Cotangents of vectors are summed over rows and steps, each at its place."""
+
+    def equations(vectors, state, z, u):
+        scale, shift = vectors
+        a, b = split_gates((z + u) * scale[None, :], 2)
+        c = jnp.tanh(a) + shift[None, :] * state.c
+        return LSTMState(c, jnp.tanh(b) * c)
+
+    vectors = (Vector("scale", 2, 0.7), Vector("shift", 1, 0.3))
+    cell = own_cell(equations, state=LSTMState, vectors=vectors)
+    program, args = compile_gradient(cell, batch=30, hidden=20)
+    assert "lm_pull_cell" in program.as_text()
+    by_scan(monkeypatch)
+    scan, _ = compile_gradient(cell, batch=30, hidden=20)
+    check_close(program(*args), scan(*args))
+
+
+def test_code_is_the_same_in_64_bit_mode(x64):
+    """What is written then is kept for later."""
+    cell = own_cell(elementwise)
+    assert write_cell(cell) is not None
+    assert find_loop(cell, jnp.zeros((16, 32)), (9, 6)) is None  # float64
+    assert find_loop(cell, jnp.zeros((16, 32), jnp.float32), (9, 6)) is not None
+
+
+def test_another_type_is_refused_in_c(x64):
+    loop = find_loop(CELLS["rnn"], jnp.zeros((16, 16), jnp.float32), (9, 6))
+    from lm.native.loop import call_forward  # beside the functions that would not ask it
+
+    h, z = jnp.zeros((6, 16)), jnp.zeros((9, 6, 16))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="wanted float32"):
+        jax.block_until_ready(call_forward(loop, (), jnp.zeros((16, 16)), (), RNNState(h), z))
+
+
+def test_no_loops_where_the_compiler_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "false")
+    code = write_cell(CELLS["rnn"])
+    assert library.load_cell(code.text + "/* never seen */") is None
+
+
+def test_cells_have_libraries_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    codes = [write_cell(CELLS[name]).text for name in ("rnn", "gru")]
+    compiler = library.find_compiler()
+    keys = {library.make_key(compiler, code) for code in ["", *codes]}
+    assert len(keys) == 3
+    assert all(library.find_library(code) is not None for code in codes)
+    kept = {path.stem for path in (tmp_path / "recurrent-lm" / "native").iterdir()}
+    assert kept == {library.make_key(compiler, code) for code in codes}
