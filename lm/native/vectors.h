@@ -20,8 +20,10 @@
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define UNROLL _Pragma("GCC unroll 24")
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (marks){__VA_ARGS__})
 #endif
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
@@ -59,8 +61,8 @@ static inline void transpose(lanes x[LANES]) {
     lanes dealt[LANES];
     UNROLL
     for (int i = 0; i < LANES / 2; i++) {
-      dealt[2 * i] = __builtin_shufflevector(x[i], x[i + LANES / 2], FIRST_HALVES);
-      dealt[2 * i + 1] = __builtin_shufflevector(x[i], x[i + LANES / 2], SECOND_HALVES);
+      dealt[2 * i] = SHUFFLE(x[i], x[i + LANES / 2], FIRST_HALVES);
+      dealt[2 * i + 1] = SHUFFLE(x[i], x[i + LANES / 2], SECOND_HALVES);
     }
     UNROLL
     for (int i = 0; i < LANES; i++) x[i] = dealt[i];
