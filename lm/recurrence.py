@@ -6,6 +6,9 @@ scan carries the cotangent of the state alone and emits delta_t = dL/du_t; dW_h 
 product of all h_{t-1} with all delta_t, dW_x and dx one product each. Autodiff of the same
 scan would add a weight-sized gradient at every step.
 
+Of a cell with elementwise gates, on a CPU with a C compiler, each scan is one call of `lm.native`:
+the same steps, the same tape, the equations those of the cell. What is said of scans holds of both.
+
 What the backward scan emits is what a picture of gradient flow needs, so `lm.gradients` calls
 the same `run_forward` and `pull_back_step`; training sums what they emit, the laboratory looks.
 
@@ -30,6 +33,7 @@ from lm.cells.feedback import gather, read_state, recurrent_product, send_back, 
 from lm.linear_recurrence import run_diagonal
 from lm.log_space import log_norm
 from lm.native import loop
+from lm.native.calls import serves
 from lm.native.loop import Pulls, find_loop
 from lm.native.packed_product import Packed, multiply, pack_transposed_weights, pack_weights
 from lm.products import TRANSPOSED_LEFT, add_bias, affine, dot
@@ -166,7 +170,7 @@ def run_forward(
     dtype: Any = None,
 ) -> tuple[Any, Trace]:
     """The forward pass with its tape, as one call or as a scan. z [T, B, K] -> (s_T, Trace)."""
-    compiled = whole_loop(cell, w_h, z.shape[:2], mask, state_mask, dtype)
+    compiled = whole_loop(cell, w_h, z, (vectors, state), (mask, state_mask), dtype)
     if compiled is None:
         return scan_forward(cell, w_h, vectors, state, z, mask, state_mask, dtype)
 
@@ -179,16 +183,22 @@ def run_forward(
 
 
 def whole_loop(
-    cell: Cell,
-    w_h: jax.Array,
-    time_batch: tuple[int, ...],
-    mask: jax.Array | None,
-    state_mask: jax.Array | None,
-    dtype: Any,
+    cell: Cell, w_h: jax.Array, sequence: jax.Array, others: Any, masks: Any, dtype: Any
 ) -> loop.Loop | None:
-    """A cell's loops as one call each, where nothing is masked or rounded; None: scans."""
-    is_plain = mask is None and state_mask is None and dtype is None
-    return find_loop(cell, w_h, time_batch) if is_plain else None
+    """A cell's loops as one call each, where nothing is masked or rounded; None: scans.
+
+    Args:
+      sequence: [T, B, ...].
+      others: arrays that go into the call too.
+      masks: None each where there is none.
+    """
+    if (
+        dtype is not None
+        or jax.tree.leaves(masks)
+        or not serves(sequence, *jax.tree.leaves(others))
+    ):
+        return None
+    return find_loop(cell, w_h, sequence.shape[:2])
 
 
 def scan_forward(
@@ -376,7 +386,7 @@ def recur(
 
         return lax.scan(step, state, (z, mask), unroll=steps_a_round())
 
-    compiled = whole_loop(cell, w_h, z.shape[:2], mask, state_mask, dtype)
+    compiled = whole_loop(cell, w_h, z, (vectors, state), (mask, state_mask), dtype)
     if compiled is None:
         return scan(w_h, vectors, state, z)
     return loop.run(compiled, scan, w_h, vectors, state, z)
@@ -404,13 +414,12 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
     def scan(w_h: jax.Array, vectors: Vectors, tape: Tape, d_h: jax.Array, d_last: Any) -> Pulls:
         return scan_backward(cell, w_h, vectors, trace._replace(tape=tape), d_h, d_last, dtype)[0]
 
-    masks = trace.mask, trace.state_mask
-    compiled = None if probed else whole_loop(cell, w_h, d_h.shape[:2], *masks, dtype)
-    d_states = None
-    if compiled is not None:
-        pulls = loop.pull_back(compiled, scan, w_h, vectors, trace.tape, d_h, d_last)
-    else:
+    masks, d_states = (trace.mask, trace.state_mask), None
+    compiled = whole_loop(cell, w_h, d_h, (vectors, d_last, trace.tape), masks, dtype)
+    if compiled is None or probed:
         pulls, d_states = scan_backward(cell, w_h, vectors, trace, d_h, d_last, dtype)
+    else:
+        pulls = loop.pull_back(compiled, scan, w_h, vectors, trace.tape, d_h, d_last)
     d_w_h = recurrent_gradient(cell, trace, pulls.z if pulls.u is None else pulls.u, dtype)
     # An unused stack of d_states is dead code, which the compiler removes from the loop.
     d_probe = d_states if probed else None

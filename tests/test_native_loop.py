@@ -304,6 +304,22 @@ def test_code_is_the_same_in_64_bit_mode(x64):
     assert find_loop(cell, jnp.zeros((16, 32), jnp.float32), (9, 6)) is not None
 
 
+def test_where_types_differ_it_is_a_scan(x64):
+    """A text and a state of float64, and weights of float32."""
+    cell, z = CELLS["lstm"], jnp.asarray(draw(9, 6, 80))
+    w_h = init_params(jax.random.key(0), cell, 1, 20, dtype=jnp.float32).w_h
+
+    def program(dtype):
+        run = lambda z: recur(  # noqa: E731
+            cell, None, w_h, (), cell.init_state(6, 20, dtype), z, None, None
+        )
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.jit(run).lower(z.astype(dtype)).compile().as_text()
+
+    assert "lm_run_cell" in program(jnp.float32)
+    assert "lm_run_cell" not in program(jnp.float64)
+
+
 def test_another_type_is_refused_in_c(x64):
     loop = find_loop(CELLS["rnn"], jnp.zeros((16, 16), jnp.float32), (9, 6))
     from lm.native.loop import call_forward  # beside the functions that would not ask it
