@@ -34,7 +34,7 @@ from lm.linear_recurrence import run_diagonal
 from lm.log_space import log_norm
 from lm.native import loop
 from lm.native.calls import serves
-from lm.native.loop import Pulls, find_loop
+from lm.native.loop import Cotangents, find_loop
 from lm.native.packed_product import Packed, multiply, pack_transposed_weights, pack_weights
 from lm.products import TRANSPOSED_LEFT, add_bias, affine, dot
 
@@ -170,7 +170,7 @@ def run_forward(
     dtype: Any = None,
 ) -> tuple[Any, Trace]:
     """The forward pass with its tape, as one call or as a scan. z [T, B, K] -> (s_T, Trace)."""
-    compiled = whole_loop(cell, w_h, z, (vectors, state), (mask, state_mask), dtype)
+    compiled = whole_loop(cell, w_h, vectors, state, z, (mask, state_mask), dtype)
     if compiled is None:
         return scan_forward(cell, w_h, vectors, state, z, mask, state_mask, dtype)
 
@@ -183,22 +183,26 @@ def run_forward(
 
 
 def whole_loop(
-    cell: Cell, w_h: jax.Array, sequence: jax.Array, others: Any, masks: Any, dtype: Any
+    cell: Cell,
+    w_h: jax.Array,
+    vectors: Vectors,
+    state: Any,
+    sequence: jax.Array,
+    masks: Any,
+    dtype: Any,
 ) -> loop.Loop | None:
     """A cell's loops as one call each, where nothing is masked or rounded; None: scans.
 
     Args:
-      sequence: [T, B, ...].
-      others: arrays that go into the call too.
+      state: s_0, or the cotangent of s_T.
+      sequence: z [T, B, K], or the cotangent of h [T, B, H].
       masks: None each where there is none.
     """
-    if (
-        dtype is not None
-        or jax.tree.leaves(masks)
-        or not serves(sequence, *jax.tree.leaves(others))
-    ):
+    widths = sequence.shape[-1], w_h.shape[-1]
+    is_plain = dtype is None and not jax.tree.leaves(masks) and serves(sequence)
+    if not is_plain or widths[0] not in (len(w_h), widths[1]):
         return None
-    return find_loop(cell, w_h, sequence.shape[:2])
+    return find_loop(cell, w_h, vectors, state, sequence.shape[:2])
 
 
 def scan_forward(
@@ -386,7 +390,7 @@ def recur(
 
         return lax.scan(step, state, (z, mask), unroll=steps_a_round())
 
-    compiled = whole_loop(cell, w_h, z, (vectors, state), (mask, state_mask), dtype)
+    compiled = whole_loop(cell, w_h, vectors, state, z, (mask, state_mask), dtype)
     if compiled is None:
         return scan(w_h, vectors, state, z)
     return loop.run(compiled, scan, w_h, vectors, state, z)
@@ -411,11 +415,13 @@ def _recur_backward(cell: Cell, dtype: Any, residuals: Any, cotangents: Any) -> 
     w_h, vectors, trace, probed = residuals
     d_last, d_h = cotangents
 
-    def scan(w_h: jax.Array, vectors: Vectors, tape: Tape, d_h: jax.Array, d_last: Any) -> Pulls:
+    def scan(
+        w_h: jax.Array, vectors: Vectors, tape: Tape, d_h: jax.Array, d_last: Any
+    ) -> Cotangents:
         return scan_backward(cell, w_h, vectors, trace._replace(tape=tape), d_h, d_last, dtype)[0]
 
     masks, d_states = (trace.mask, trace.state_mask), None
-    compiled = whole_loop(cell, w_h, d_h, (vectors, d_last, trace.tape), masks, dtype)
+    compiled = whole_loop(cell, w_h, vectors, d_last, d_h, masks, dtype)
     if compiled is None or probed:
         pulls, d_states = scan_backward(cell, w_h, vectors, trace, d_h, d_last, dtype)
     else:
@@ -434,7 +440,7 @@ def scan_backward(
     d_h: jax.Array,
     d_last: Any,
     dtype: Any = None,
-) -> tuple[Pulls, Any]:
+) -> tuple[Cotangents, Any]:
     """The backward scan of any cell on any backend.
 
     Args:
@@ -466,7 +472,7 @@ def scan_backward(
     (d_first, d_vectors), d_z, (d_u, d_states) = scan(
         step, first, rows, (rest, d_h, trace.mask), reverse=True
     )
-    return Pulls(d_first, d_vectors, d_z, d_u), d_states
+    return Cotangents(d_first, d_vectors, d_z, d_u), d_states
 
 
 recur.defvjp(_recur_forward, _recur_backward)

@@ -1,5 +1,6 @@
 """A cell's loops in C: for which cells there is code, and that it computes what the scans do."""
 
+import contextlib
 import dataclasses
 import re
 import threading
@@ -20,12 +21,12 @@ from test_packed_product import (  # noqa: F401 - skipped where that is
 )
 
 from lm.cells import CELLS
-from lm.cells.cell import Vector, init_params, make_cell, split_gates
+from lm.cells.cell import Pulled, Vector, init_params, make_cell, split_gates
 from lm.cells.lstm import LSTMState
 from lm.cells.rnn import RNNState
 from lm.native import library
 from lm.native.cell_code import write_cell
-from lm.native.loop import find_loop
+from lm.native.loop import Loop, call_forward, find_loop
 from lm.recurrence import recur, run_forward, unroll
 
 # Full gate recurrence reads more than h, and a norm takes means over units.
@@ -34,7 +35,13 @@ BY_SCAN = ("fgr", "lnlstm", "mingru", "minlstm")
 
 @pytest.mark.parametrize("name", CELLS)
 def test_every_cell_whose_gates_are_elementwise_has_code(name):
-    assert (write_cell(CELLS[name]) is None) == (name in BY_SCAN)
+    assert (write_cell(CELLS[name], 6, 20) is None) == (name in BY_SCAN)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "peephole", "cifg"])
+def test_the_code_is_the_same_at_any_size(name):
+    codes = {write_cell(CELLS[name], *size) for size in [(4, 3), (7, 11), (64, 512)]}
+    assert len(codes) == 1
 
 
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
@@ -73,7 +80,8 @@ def check_close(found, wanted, rtol=1e-5):
 
 
 # One block of rows and one panel, several, and neither filled.
-SIZES = [(4, 16, 8), (24, 32, 9), (30, 20, 12), (5, 130, 40), (64, 9, 10)]
+# The last is shared by two threads.
+SIZES = [(4, 16, 8), (24, 32, 9), (30, 20, 12), (5, 130, 20), (64, 9, 10), (4, 2, 8), (20, 203, 9)]
 
 
 @pytest.mark.parametrize(("batch", "hidden", "steps"), SIZES)
@@ -131,6 +139,11 @@ def forward(name, x, batch=6, hidden=20):
     return unroll(cell, params, cell.init_state(batch, hidden), x)
 
 
+def forward_program(name):
+    run = jax.jit(lambda x: forward(name, x)[1])
+    return lambda x: np.asarray(run(x))
+
+
 def test_probes_are_answered_by_the_scan_backward(monkeypatch):
     """The tape is made in C, and dL/ds_t read off on the way back."""
     cell, x = CELLS["lstm"], jnp.asarray(draw(9, 6, 5))
@@ -170,15 +183,17 @@ def test_an_evaluation_keeps_no_tape():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["rnn", "irnn", "gru", "lstm"])
-def test_what_is_not_finite_stays_in_its_row(name, bad):
+def test_what_is_not_finite_stays_in_its_row(name, bad, monkeypatch):
     x = draw(9, 6, 5)
-    clean = np.asarray(jax.jit(lambda x: forward(name, x)[1])(x))
+    clean = forward_program(name)(x)
     x[3, 2, 0] = bad
-    found = np.asarray(jax.jit(lambda x: forward(name, x)[1])(x))
+    found = forward_program(name)(x)
     others = np.delete(np.arange(6), 2)
     np.testing.assert_array_equal(found[:, others], clean[:, others])
     np.testing.assert_array_equal(found[:3], clean[:3])
-    assert np.isnan(found[3, 2]).all() == (bad is np.nan)
+    by_scan(monkeypatch)
+    np.testing.assert_allclose(found, forward_program(name)(x), rtol=1e-5, atol=1e-6)
+    assert np.isnan(found[3, 2]).all() or bad is not np.nan
 
 
 def test_a_row_does_not_depend_on_the_others_nor_on_threads():
@@ -221,11 +236,15 @@ def test_activations_have_the_precision_of_float32(name, exact):
     run = lambda z: run_forward(cell, w_h, params.vectors, state, z, None)[1].h  # noqa: E731
     assert "lm_run_cell" in jax.jit(run).lower(inputs).compile().as_text()
     found = np.asarray(jax.jit(run)(inputs), np.float64)
+    assert (found[np.abs(z) > 10] != 0).all()
     if exact is None:
         first = np.tanh(np.tanh(1.0) / (1 + np.exp(-z[0].astype(np.float64))))
         np.testing.assert_allclose(found[0], first, rtol=2e-6)
     else:
-        np.testing.assert_allclose(found, exact(z.astype(np.float64)), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(found, exact(z.astype(np.float64)), rtol=5e-7, atol=1e-12)
+        assert set(np.abs(found[np.abs(z) > 9.5])) == {1.0}
+        small = jnp.asarray(1e-5 * z)
+        np.testing.assert_array_equal(np.asarray(jax.jit(run)(small)), np.asarray(small))
 
 
 def test_several_models_at_once_agree_with_one_after_another():
@@ -250,6 +269,16 @@ def test_curvature_is_that_of_the_scan(name, monkeypatch):
     check_close(found, curvature(), 1e-4)
 
 
+def compile_both_ways(cell, monkeypatch, **options):
+    """(gradients by loops in C, by scans)."""
+    program, args = compile_gradient(cell, **options)
+    assert "lm_pull_cell" in program.as_text()
+    by_scan(monkeypatch)
+    scan, _ = compile_gradient(cell, **options)
+    assert "lm_run_cell" not in scan.as_text()
+    return program(*args), scan(*args)
+
+
 def own_cell(equations, gates="ab", state=RNNState, **options):
     return make_cell("a user's", tuple(gates), state, equations, **options)
 
@@ -260,13 +289,33 @@ def elementwise(vectors, state, z, u):
 
 
 def test_a_users_own_cell_gets_its_loops_too(monkeypatch):
-    cell = own_cell(elementwise)
-    program, args = compile_gradient(cell)
-    assert "lm_run_cell" in program.as_text()
-    by_scan(monkeypatch)
-    scan, _ = compile_gradient(cell)
-    assert "lm_run_cell" not in scan.as_text()
-    check_close(program(*args), scan(*args))
+    check_close(*compile_both_ways(own_cell(elementwise), monkeypatch))
+
+
+@jax.custom_vjp
+def own_derivative(a):
+    return a
+
+
+own_derivative.defvjp(lambda a: (a, None), lambda _, d: (2 * d,))
+
+
+OWN = {
+    "an own derivative": lambda a, h: own_derivative(jnp.tanh(a)),
+    "one over H": lambda a, h: jnp.tanh(a + 1 / a.shape[-1]),
+    "one over B": lambda a, h: jnp.tanh(a + 1 / a.shape[0]),
+    "a bound from H": lambda a, h: jnp.clip(a, -1 / a.shape[-1] ** 0.5, 1 / a.shape[-1] ** 0.5),
+    "a branch on H": lambda a, h: jnp.tanh(a) if a.shape[-1] < 16 else jnp.tanh(a - h),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_a_cell_that_makes_numbers_of_shapes_or_derivatives(what, monkeypatch):
+    cell = own_cell(lambda _, s, z, u: RNNState(OWN[what](z + u, s.h)), gates="a")
+    if write_cell(cell, 30, 20) is None:  # its tape has a truth value
+        assert what == "a bound from H"
+        return
+    check_close(*compile_both_ways(cell, monkeypatch, batch=30, hidden=20))
 
 
 # Each says that its units are alike, and has something of which there is no such code.
@@ -282,6 +331,13 @@ REFUSED = {
     "a product": lambda a, h: a + h @ jnp.eye(h.shape[-1], dtype=h.dtype),
     "a sine": lambda a, h: jnp.sin(a + h),
     "an infinity": lambda a, h: jnp.where(h > 2, jnp.inf, a),
+    "gates that are filled up in parts": lambda a, h: (
+        a
+        + jnp.concatenate(
+            [jnp.ones((a.shape[0], 5)), jnp.zeros((a.shape[0], a.shape[-1] - 5))], axis=-1
+        )
+    ),
+    "whole numbers": lambda a, h: a + jax.lax.div(jnp.full(a.shape, 7), 2).astype(jnp.float32),
     "a loop": lambda a, h: jax.lax.fori_loop(0, 3, lambda k, x: 0.5 * (x + h), a),
 }
 
@@ -289,13 +345,51 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_other_gates_are_run_by_scans(what):
     cell = own_cell(lambda _, state, z, u: RNNState(REFUSED[what](z + u, state.h)), gates="a")
-    assert write_cell(cell) is None
+    assert write_cell(cell, 6, 20) is None
     assert "lm_run_cell" not in gradient_program(cell)
 
 
 def test_a_cell_that_says_its_units_differ_is_not_asked():
-    assert write_cell(own_cell(elementwise)) is not None
-    assert write_cell(dataclasses.replace(own_cell(elementwise), pointwise=False)) is None
+    assert write_cell(own_cell(elementwise), 6, 20) is not None
+    assert write_cell(dataclasses.replace(own_cell(elementwise), pointwise=False), 6, 20) is None
+
+
+SUMS = {
+    "of units": lambda d: jnp.sum(d, axis=0).sum(axis=0) * jnp.ones(20),
+    "of sums": lambda d: jnp.broadcast_to(d.sum(axis=0), d.shape).sum(axis=0),
+    "of nothing": lambda d: d[0],
+}
+
+
+@pytest.mark.parametrize("what", SUMS)
+def test_other_sums_than_over_rows_are_refused(what):
+    """As the cotangent of a vector, by hand."""
+
+    def pull_back(tape, d_state):
+        delta = d_state.h * tape
+        return Pulled((SUMS[what](delta),), RNNState(jnp.zeros_like(delta)), delta, delta)
+
+    cell = dataclasses.replace(CELLS["rnn"], vectors=(Vector("v"),), pull_back=pull_back)
+    assert write_cell(cell, 6, 20) is None
+    right = dataclasses.replace(cell, pull_back=lambda tape, d: pull_back_right(tape, d))
+    assert write_cell(right, 6, 20) is not None
+
+
+def pull_back_right(tape, d_state):
+    delta = d_state.h * tape
+    return Pulled((delta.sum(axis=0),), RNNState(jnp.zeros_like(delta)), delta, delta)
+
+
+@pytest.mark.parametrize("what", ["state", "vector", "z"])
+def test_shapes_that_disagree_are_the_scans_to_refuse(what):
+    """Nothing is read past the end of an array."""
+    cell, sizes = CELLS["gru"], {"state": (6, 20), "vector": (20,), "z": (9, 6, 60)}
+    sizes[what] = {"state": (1, 20), "vector": (1,), "z": (9, 6, 40)}[what]
+    state, vectors = RNNState(jnp.zeros(sizes["state"])), (jnp.zeros(sizes["vector"]),)
+    z = jnp.zeros(sizes["z"])
+    run = lambda z: recur(cell, None, jnp.zeros((20, 60)), vectors, state, z, None, None)  # noqa: E731
+    with contextlib.suppress(TypeError, ValueError):  # what JAX says of it
+        assert "lm_run_cell" not in jax.jit(run).lower(z).as_text()
 
 
 def test_a_vector_over_several_gates_and_two_vectors(monkeypatch):
@@ -309,19 +403,20 @@ def test_a_vector_over_several_gates_and_two_vectors(monkeypatch):
 
     vectors = (Vector("scale", 2, 0.7), Vector("shift", 1, 0.3))
     cell = own_cell(equations, state=LSTMState, vectors=vectors)
-    program, args = compile_gradient(cell, batch=30, hidden=20)
-    assert "lm_pull_cell" in program.as_text()
-    by_scan(monkeypatch)
-    scan, _ = compile_gradient(cell, batch=30, hidden=20)
-    check_close(program(*args), scan(*args))
+    check_close(*compile_both_ways(cell, monkeypatch, batch=30, hidden=20))
 
 
-def test_code_is_the_same_in_64_bit_mode(x64):
-    """What is written then is kept for later."""
-    cell = own_cell(elementwise)
-    assert write_cell(cell) is not None
-    assert find_loop(cell, jnp.zeros((16, 32)), (9, 6)) is None  # float64
-    assert find_loop(cell, jnp.zeros((16, 32), jnp.float32), (9, 6)) is not None
+@pytest.fixture
+def in_32_bit_mode():
+    return write_cell(own_cell(elementwise), 6, 16)
+
+
+def test_code_is_the_same_in_64_bit_mode(in_32_bit_mode, x64):
+    assert write_cell(own_cell(elementwise), 6, 16) == in_32_bit_mode
+    for dtype in (jnp.float32, jnp.float64):
+        w_h, state = jnp.zeros((16, 32), dtype), RNNState(jnp.zeros((6, 16), dtype))
+        found = find_loop(own_cell(elementwise), w_h, (), state, (9, 6))
+        assert (found is None) == (dtype == jnp.float64)
 
 
 def test_where_types_differ_it_is_a_scan(x64):
@@ -341,24 +436,39 @@ def test_where_types_differ_it_is_a_scan(x64):
 
 
 def test_another_type_is_refused_in_c(x64):
-    loop = find_loop(CELLS["rnn"], jnp.zeros((16, 16), jnp.float32), (9, 6))
-    from lm.native.loop import call_forward  # beside the functions that would not ask it
-
+    w_h, state = jnp.zeros((16, 16), jnp.float32), RNNState(jnp.zeros((6, 16), jnp.float32))
+    loop = find_loop(CELLS["rnn"], w_h, (), state, (9, 6))
     h, z = jnp.zeros((6, 16)), jnp.zeros((9, 6, 16))
     with pytest.raises(jax.errors.JaxRuntimeError, match="wanted float32"):
         jax.block_until_ready(call_forward(loop, (), jnp.zeros((16, 16)), (), RNNState(h), z))
 
 
+def test_code_for_avx2_computes_the_same(monkeypatch):
+    """Half as many units to a vector; this processor may have wider ones."""
+    flags = ["-march=haswell" if flag == "-march=native" else flag for flag in library.FLAGS]
+    monkeypatch.setattr(library, "FLAGS", tuple(flags))
+    cell, z = CELLS["gru"], jnp.asarray(draw(9, 30, 3 * 21))
+    code = write_cell(cell, 30, 21)
+    suffix = library.load_cell(code.text + "/* for AVX2 */")
+    params = init_params(jax.random.key(0), cell, 1, 21)
+    state = RNNState(jnp.asarray(draw(30, 21)))
+    loop = Loop(cell, code, suffix)
+    taped = [jnp.zeros((9, 30, 21 * width)) for width in code.widths]
+    found = call_forward(loop, taped, params.w_h, params.vectors, state, z)
+    last, trace = run_forward(cell, params.w_h, params.vectors, state, z, None)
+    check_close(found, (last, trace.h, list(trace.tape)), 1e-6)
+
+
 def test_no_loops_where_the_compiler_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "false")
-    code = write_cell(CELLS["rnn"])
+    code = write_cell(CELLS["rnn"], 6, 20)
     assert library.load_cell(code.text + "/* never seen */") is None
 
 
 def test_cells_have_libraries_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    codes = [write_cell(CELLS[name]).text for name in ("rnn", "gru")]
+    codes = [write_cell(CELLS[name], 6, 20).text for name in ("rnn", "gru")]
     compiler = library.find_compiler()
     keys = {library.make_key(compiler, code) for code in ["", *codes]}
     assert len(keys) == 3

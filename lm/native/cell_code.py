@@ -1,13 +1,15 @@
 """The gates of a cell as C: its equations as JAX traces them, an operation a line.
 
-A cell's `linearize` and `pull_back` are traced once, for a small batch of few units. They must
-treat all units and rows alike: arithmetic, sigmoids and hyperbolic tangents of whole arrays
-[B, n H], cut and joined between gates. Then a variable is n vectors of units of a row, and the code
-is the same at any B and H. recurrence.h puts the product and the loops around it. There is none of
-a cell with anything else in its gates: the scans of lm.recurrence run that.
+A cell's `linearize` and `pull_back` must treat all units and rows alike: arithmetic, sigmoids and
+hyperbolic tangents of whole arrays [B, n H], cut and joined between gates. Then a variable is n
+vectors of units of a row, and what one unit does all do. recurrence.h puts the product and the
+loops around it. The trace is of the B and H that the code is for, since a cell may make numbers of
+them; of most cells it reads the same at any.
+
+There is none of a cell with anything else in its gates, nor of one whose tape has more than such
+arrays and vectors, a constant factor say: the scans of lm.recurrence run those.
 """
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,6 @@ import numpy as np
 
 from lm.cells.cell import Cell
 
-BATCH, HIDDEN = 7, 11  # of the trace: no multiple of each other
 ZERO = "all(0.0f)"
 
 ARITHMETIC = {
@@ -62,27 +63,32 @@ class UnsupportedError(Exception):
     """The cell has something in its gates that there is no C for."""
 
 
-@cache
-def write_cell(cell: Cell) -> CellCode | None:
-    """C for a cell's gates; None where there is none."""
+def write_cell(cell: Cell, rows: int, hidden: int) -> CellCode | None:
+    """C for a cell's gates; None where there is none.
+
+    Args:
+      rows: B of the arrays that it is wanted for.
+      hidden: H.
+    """
     if not cell.pointwise or cell.feedback or cell.diagonal is not None:
         return None
     try:
-        return translate(cell)
-    except Exception:  # UnsupportedError, or whatever a cell says of a size that it is not made for
+        return translate(cell, rows, hidden)
+    except Exception:  # UnsupportedError, or whatever else: the scans are there
         return None
 
 
-def translate(cell: Cell) -> CellCode:
+def translate(cell: Cell, rows: int, hidden: int) -> CellCode:
     """`write_cell`, for a cell with a recurrent product.
 
     Raises:
       UnsupportedError: something that is not here.
     """
     gates, fields = len(cell.gates), list(cell.state._fields)  # type: ignore[attr-defined]
-    state = cell.init_state(BATCH, HIDDEN)
-    z = jnp.zeros((BATCH, gates * HIDDEN), jnp.float32)
-    vectors = tuple(jnp.zeros(vector.gates * HIDDEN, jnp.float32) for vector in cell.vectors)
+    like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    state = cell.state(*(like(rows, hidden) for _ in fields))
+    z = like(rows, gates * hidden)
+    vectors = tuple(like(vector.gates * hidden) for vector in cell.vectors)
     forward, (_, tape) = jax.make_jaxpr(cell.linearize, return_shape=True)(vectors, state, z, z)
     leaves, tree = jax.tree.flatten(tape)
     is_sum = False
@@ -94,17 +100,19 @@ def translate(cell: Cell) -> CellCode:
         return pulled.state, pulled.z, () if is_sum else pulled.u, pulled.vectors
 
     backward = jax.make_jaxpr(pull_back)(leaves, state)
-    rows = [width_of(leaf, BATCH) for leaf in leaves]
-    shared = tuple(row is None for row in rows)
-    widths = tuple(row or width_of(leaf, 1) or 0 for row, leaf in zip(rows, leaves, strict=True))
+    of_rows = [width_of(leaf, rows, hidden) for leaf in leaves]
+    shared = tuple(width is None for width in of_rows)
+    widths = tuple(
+        width or width_of(leaf, 1, hidden) or 0 for width, leaf in zip(of_rows, leaves, strict=True)
+    )
     if not all(widths):
         raise UnsupportedError
-    over_z = next((k for k, row in enumerate(rows) if row == gates), None)
+    over_z = next((k for k, width in enumerate(of_rows) if width == gates), None)
     parts = sum(vector.gates for vector in cell.vectors)
     sizes = {
         "GATES": gates,
         "FIELDS": len(fields),
-        "HIDDEN": fields.index("h"),
+        "H_FIELD": fields.index("h"),
         "VECTOR_ARRAYS": len(vectors),
         "VECTOR_PARTS": parts,
         "TAPE_ARRAYS": len(leaves),
@@ -128,12 +136,15 @@ def translate(cell: Cell) -> CellCode:
         "static inline void linearize(const lanes *v, const lanes *s, const lanes *z, "
         "const lanes *u, lanes *next, lanes *tape) {",
         "(void)v, (void)s;",
-        *write_body(forward, given, [("next", len(fields)), ("tape", sum(widths))]),
+        *write_body(
+            Writer(rows, hidden), forward, given, [("next", len(fields)), ("tape", sum(widths))]
+        ),
         "}",
         "static inline void pull_back(const lanes *tape, const lanes *d_next, lanes *d_s, "
         "lanes *d_z, lanes *d_u, lanes *d_v) {",
         "(void)d_u, (void)d_v;",
         *write_body(
+            Writer(rows, hidden),
             backward,
             back,
             [("d_s", len(fields)), ("d_z", gates), ("d_u", 0 if is_sum else gates), ("d_v", parts)],
@@ -168,18 +179,19 @@ def names(array: str, count: int, widths: Any) -> list[list[str]]:
     return found
 
 
-def width_of(array: Any, rows: int) -> int | None:
+def width_of(array: Any, rows: int, hidden: int) -> int | None:
     """n of an array [rows, n H], or with one row of [n H] too; None of any other."""
     shape = array.shape
-    if array.dtype != jnp.float32 or not shape or shape[-1] % HIDDEN or not shape[-1]:
+    if array.dtype != jnp.float32 or not shape or shape[-1] % hidden or not shape[-1]:
         return None
     leading = shape[:-1]
-    return shape[-1] // HIDDEN if leading == (rows,) or (rows == 1 and not leading) else None
+    return shape[-1] // hidden if leading == (rows,) or (rows == 1 and not leading) else None
 
 
-def write_body(traced: Any, given: list[list[str]], wanted: list[tuple[str, int]]) -> list[str]:
+def write_body(
+    writer: "Writer", traced: Any, given: list[list[str]], wanted: list[tuple[str, int]]
+) -> list[str]:
     """Lines that compute what a trace does from expressions for its inputs into arrays."""
-    writer = Writer()
     found = [part for parts in writer.run(traced.jaxpr, traced.consts, given) for part in parts]
     targets = [f"{array}[{k}]" for array, count in wanted for k in range(count)]
     if len(found) != len(targets):
@@ -194,7 +206,8 @@ def write_body(traced: Any, given: list[list[str]], wanted: list[tuple[str, int]
 class Writer:
     """Lines of C, one for each H columns of each variable of a trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int, hidden: int) -> None:
+        self.rows, self.hidden = rows, hidden  # of the trace
         self.lines: list[str] = []
         self.sums: set[str] = set()  # what the loop around sums over rows
 
@@ -219,12 +232,16 @@ class Writer:
             inner = params[CALLS[name]]
             return self.run(inner.jaxpr, inner.consts, operands)
         out = eqn.outvars[0].aval
-        if out.ndim > 2 or out.shape[:-1] not in ((), (1,), (BATCH,)):
+        arrays = [atom.aval for atom in eqn.invars]
+        kinds = [array.dtype for array in (*arrays, out)]
+        if any(kind not in (jnp.float32, jnp.bool_) for kind in kinds):
+            raise UnsupportedError
+        if out.ndim > 2 or out.shape[:-1] not in ((), (1,), (self.rows,)):
             raise UnsupportedError
         if name in SAME:
-            return [repeat(operands[0], eqn.invars[0].aval, out)]
+            return [self.repeat(operands[0], arrays[0], out)]
         if name == "reduce_sum" and params["axes"] == (0,):
-            return [self.sum_rows(operands[0], eqn.invars[0].aval)]
+            return [self.sum_rows(operands[0], arrays[0])]
         if any(part in self.sums for parts in operands for part in parts):
             raise UnsupportedError
         if name in ARITHMETIC:
@@ -232,17 +249,20 @@ class Writer:
         if name == "integer_pow" and params["y"] == 2:
             return [self.compute(ARITHMETIC["square"], operands, out)]
         if name == "convert_element_type" and out.dtype == jnp.float32:
-            if eqn.invars[0].aval.dtype == jnp.bool_:
+            if arrays[0].dtype == jnp.bool_:
                 return [self.compute("pick({}, all(1), all(0))", operands, out)]
             return operands
         if name == "slice" and params["strides"] is None:
-            if out.shape[:-1] != eqn.invars[0].aval.shape[:-1]:
+            if out.shape[:-1] != arrays[0].shape[:-1]:
                 raise UnsupportedError  # some of the rows
             start, end = params["start_indices"][-1], params["limit_indices"][-1]
-            return [operands[0][cut(start) : cut(end)]]
+            return [operands[0][self.cut(start) : self.cut(end)]]
         if name == "split" and params["axis"] == out.ndim - 1:
             ends = np.cumsum(params["sizes"]).tolist()
-            return [operands[0][cut(a) : cut(b)] for a, b in zip([0, *ends], ends, strict=False)]
+            return [
+                operands[0][self.cut(a) : self.cut(b)]
+                for a, b in zip([0, *ends], ends, strict=False)
+            ]
         if name == "concatenate" and params["dimension"] == out.ndim - 1:
             return [[part for parts in operands for part in parts]]
         if name == "pad":
@@ -250,16 +270,32 @@ class Writer:
             if between or min(before, after) < 0 or any(map(any, params["padding_config"][:-1])):
                 raise UnsupportedError
             rim = operands[1]
-            return [rim * cut(before) + operands[0] + rim * cut(after)]
+            return [rim * self.cut(before) + operands[0] + rim * self.cut(after)]
         raise UnsupportedError
 
     def sum_rows(self, parts: list[str], array: Any) -> list[str]:
         """The sum over rows, which the loop around takes: a row's own share of it."""
-        if array.shape[0] == 1:
+        if array.ndim == 2 and array.shape[0] == 1:
             return parts
+        if array.ndim != 2 or any(part in self.sums for part in parts):
+            raise UnsupportedError
         found = self.compute("{}", [parts], array)
         self.sums |= set(found)
         return found
+
+    def repeat(self, parts: list[str], array: Any, out: Any) -> list[str]:
+        """The same numbers in another shape: one for every entry, or n H for every row."""
+        if array.shape:
+            if not out.shape or out.shape[-1] != array.shape[-1]:
+                raise UnsupportedError
+            return parts
+        return parts * (self.cut(out.shape[-1]) if out.shape else 1)
+
+    def cut(self, column: int) -> int:
+        """A column that parts two gates, in units of H."""
+        if column % self.hidden:
+            raise UnsupportedError
+        return int(column) // self.hidden
 
     def compute(self, form: str, operands: list[list[str]], out: Any) -> list[str]:
         """A line for each part."""
@@ -272,24 +308,8 @@ class Writer:
         return found
 
 
-def repeat(parts: list[str], array: Any, out: Any) -> list[str]:
-    """The same numbers in another shape: one for every entry, or n H for every row."""
-    if not array.shape:
-        return parts * max(1, out.shape[-1] // HIDDEN if out.shape else 1)
-    if not out.shape or out.shape[-1] != array.shape[-1]:
-        raise UnsupportedError
-    return parts
-
-
 def number(value: Any) -> list[str]:
     """A constant, in every lane."""
-    if np.ndim(value) or not np.isfinite(value):
+    if np.ndim(value) or np.asarray(value).dtype == np.bool_ or not np.isfinite(value):
         raise UnsupportedError
     return [f"all({float(np.float32(value))!r}f)"]
-
-
-def cut(column: int) -> int:
-    """A column that parts two gates, in units of H."""
-    if column % HIDDEN:
-        raise UnsupportedError
-    return int(column) // HIDDEN

@@ -161,6 +161,6 @@ def make_key(compiler: str, code: str = "") -> str:
     versions = jax.__version__, jaxlib.__version__
     about = [describe_processor(), str(Path(compiler).resolve()), *FLAGS, *versions]
     digest = hashlib.sha256("\n".join([*about, code]).encode())
-    for source in sorted(FOLDER.glob("*.[ch]")):
+    for source in sorted(FOLDER.glob("*.h" if code else "*.[ch]")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]

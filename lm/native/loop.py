@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lm.cells.cell import Cell, Tape, Vectors
-from lm.native.calls import call, like, unless_transformed
+from lm.native.calls import call, like, serves, unless_transformed
 from lm.native.cell_code import CellCode, write_cell
 from lm.native.library import load_cell
 from lm.native.packed_product import COLUMNS, pays
@@ -26,8 +26,8 @@ class Loop(NamedTuple):
     suffix: str  # of its functions' names
 
 
-class Pulls(NamedTuple):
-    """Cotangents that the backward loop leaves behind."""
+class Cotangents(NamedTuple):
+    """What the backward loop sends back."""
 
     first: Any  # of s_0, fields [B, H]
     vectors: Vectors
@@ -35,15 +35,24 @@ class Pulls(NamedTuple):
     u: jax.Array | None  # [T, B, K]; None: dL/dz serves for both
 
 
-def find_loop(cell: Cell, w_h: jax.Array, time_batch: tuple[int, ...]) -> Loop | None:
-    """The compiled loops of a cell; None where there are none, or they do not pay.
+def find_loop(
+    cell: Cell, w_h: jax.Array, vectors: Vectors, state: Any, time_batch: tuple[int, ...]
+) -> Loop | None:
+    """The compiled loops of a cell; None where there are none, they do not pay, or shapes disagree.
 
     Args:
+      state: fields [B, H], or their cotangents.
       time_batch: (T, B) of the sequence.
     """
-    if not pays(w_h, *time_batch):
+    rows, hidden, width = time_batch[1], len(w_h), len(cell.gates)
+    fits = (
+        w_h.shape == (hidden, width * hidden)
+        and all(field.shape == (rows, hidden) for field in state)
+        and [v.shape for v in vectors] == [(v.gates * hidden,) for v in cell.vectors]
+    )
+    if not fits or not serves(*vectors, *state) or not pays(w_h, *time_batch):
         return None
-    code = write_cell(cell)
+    code = write_cell(cell, rows, hidden)
     suffix = None if code is None else load_cell(code.text)
     return Loop(cell, code, suffix) if code is not None and suffix is not None else None
 
@@ -113,17 +122,17 @@ def call_forward(
 
 def pull_back(
     loop: Loop,
-    plain: Callable[..., Pulls],
+    plain: Callable[..., Cotangents],
     w_h: jax.Array,
     vectors: Vectors,
     tape: Tape,
     d_h: jax.Array,
     d_last: Any,
-) -> Pulls:
+) -> Cotangents:
     """What the backward loop sends back. dL/dz may take the place of an array of the tape.
 
     Args:
-      plain: the same by a scan: (w_h, vectors, tape, d_h, d_last) -> Pulls.
+      plain: the same by a scan: (w_h, vectors, tape, d_h, d_last) -> Cotangents.
       d_h: dL/dh_t from above [T, B, H].
       d_last: dL/ds_T beside it, fields [B, H].
     """
@@ -131,7 +140,7 @@ def pull_back(
 
     def in_c(
         w_h: jax.Array, vectors: Vectors, leaves: list[jax.Array], d_h: jax.Array, d_last: Any
-    ) -> Pulls:
+    ) -> Cotangents:
         z = like(d_h, *d_h.shape[:2], w_h.shape[1])
         results = [work_space(d_last.h, w_h, len(loop.cell.gates)), *map(like_itself, d_last)]
         results += [*map(like_itself, vectors), z] + ([] if loop.code.is_sum else [z])
@@ -141,12 +150,12 @@ def pull_back(
         found = call(name, results, *leaves, d_h, *d_last, w_h, aliases=aliases)
         first = type(d_last)(*found[1 : 1 + len(d_last)])
         d_u = None if loop.code.is_sum else found[place + 1]
-        return Pulls(first, tuple(found[1 + len(d_last) : place]), found[place], d_u)
+        return Cotangents(first, tuple(found[1 + len(d_last) : place]), found[place], d_u)
 
-    def by_scan(w_h: jax.Array, vectors: Vectors, leaves: Any, *rest: Any) -> Pulls:
+    def by_scan(w_h: jax.Array, vectors: Vectors, leaves: Any, *rest: Any) -> Cotangents:
         return plain(w_h, vectors, jax.tree.unflatten(tree, leaves), *rest)
 
-    found: Pulls = unless_transformed(in_c, by_scan)(w_h, vectors, leaves, d_h, d_last)
+    found: Cotangents = unless_transformed(in_c, by_scan)(w_h, vectors, leaves, d_h, d_last)
     return found
 
 

@@ -88,8 +88,8 @@ static inline __attribute__((always_inline)) void run_units(const Forward *a, lo
         linearize(v, s, z, u, next, tape);
         UNROLL
         for (int k = 0; k < FIELDS; k++) store_some(a->last[k] + row * hidden + at, next[k], left);
-        store_some(find(&a->h, loop, t, row, 0) + at, next[HIDDEN], left);
-        store(tile + r * COLUMNS + lane, next[HIDDEN]);
+        store_some(find(&a->h, loop, t, row, 0) + at, next[H_FIELD], left);
+        store(tile + r * COLUMNS + lane, next[H_FIELD]);
         UNROLL
         for (int k = 0; is_taped && k < TAPE_PARTS; k++)
           store_some(find_tape(a->tape, loop, t, row, k) + at, tape[k], left);
@@ -123,7 +123,7 @@ static void step_forward(void *job, long step, long piece) {
   for (long block = 0; block < count_blocks(loop->rows); block++) {
     const long first = block_start(loop->rows, block);
     const long rows = block_start(loop->rows, block + 1) - first;
-    turn(rows, rows, count, a->first[HIDDEN] + first * hidden + unit, hidden,
+    turn(rows, rows, count, a->first[H_FIELD] + first * hidden + unit, hidden,
          loop->turned[0] + first * hidden + unit * rows);
   }
 }
@@ -151,7 +151,7 @@ static inline __attribute__((always_inline)) void pull_units(const Backward *a, 
     for (long r = 0; r < rows; r++)
       for (long lane = 0; lane < COLUMNS; lane += LANES) {
         const long row = first + r, at = unit + lane, left = count - lane;
-        float *d_h = a->d_first[HIDDEN] + row * hidden + at;
+        float *d_h = a->d_first[H_FIELD] + row * hidden + at;
         const lanes back = load_some(d_h, left) + load(sums + r * COLUMNS + lane);
         if (t < 0) {
           store_some(d_h, back, left);
@@ -162,7 +162,7 @@ static inline __attribute__((always_inline)) void pull_units(const Backward *a, 
         UNROLL
         for (int k = 0; k < FIELDS; k++)
           d_next[k] = load_some(a->d_first[k] + row * hidden + at, left);
-        d_next[HIDDEN] = back + load_some(find(&a->d_h, loop, t, row, 0) + at, left);
+        d_next[H_FIELD] = back + load_some(find(&a->d_h, loop, t, row, 0) + at, left);
         UNROLL
         for (int k = 0; k < TAPE_PARTS; k++)
           tape[k] = load_some(find_tape(a->tape, loop, t, row, k) + at, left);

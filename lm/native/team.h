@@ -73,7 +73,8 @@ static long count_threads(const XLA_FFI_CallFrame *frame) {
 
 static void help(void *data);
 
-/* As many helpers as there may be: some have left, if others took long over a step. */
+/* As many helpers as there may be: some have left, if others took long over a step. One that XLA
+   refuses stays counted: it is not asked for again. */
 static void recruit(Team *team, const XLA_FFI_CallFrame *frame) {
   while (atomic_load_explicit(&team->helpers, memory_order_relaxed) < team->threads - 1) {
     atomic_fetch_add(&team->helpers, 1);

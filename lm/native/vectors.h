@@ -115,9 +115,11 @@ static inline lanes sigmoid(lanes x) {
   return pick(is_positive, all(1), e) / (1.f + e);
 }
 
-/* A ratio of polynomials, to some ulp, near 0 too. Source: Eigen, ptanh_float; XLA's as well. */
+/* A ratio of polynomials, to some ulp; 1 from where it is nearest, and x itself near 0.
+   Source: Eigen, ptanh_float, with its bound for fused products; XLA's as well. */
 static inline lanes hyperbolic_tangent(lanes x) {
-  x = within(x, -7.90531110763549805f, 7.90531110763549805f);
+  const lanes least = all(4e-4f), size = larger(x, -x);
+  x = within(x, -7.99881172180175781f, 7.99881172180175781f);
   const lanes s = x * x;
   lanes p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
   p = p * s + -8.60467152213735e-11f;
@@ -128,7 +130,7 @@ static inline lanes hyperbolic_tangent(lanes x) {
   lanes q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
   q = q * s + 2.26843463243900e-03f;
   q = q * s + 4.89352518554385e-03f;
-  return x * p / q;
+  return pick(size < least, x, x * p / q);
 }
 
 #endif
