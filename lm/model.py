@@ -14,8 +14,9 @@ from lm.cells import CELLS
 from lm.cells.cell import Cell, CellParams, init_params, start_vectors
 from lm.config import ModelConfig
 from lm.embedding import is_table_cheaper, project_tokens, take_rows
-from lm.recurrence import drop, project, unroll_inputs
+from lm.recurrence import project, unroll_inputs
 from lm.regularize import NO_MASKS, Masks
+from lm.scans import drop
 
 Carry = tuple[Any, ...]  # one state a layer
 

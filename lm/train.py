@@ -36,9 +36,9 @@ from lm.mesh import (
 )
 from lm.monitor import Average, Monitor, averaged, init_average, init_monitor, take_in
 from lm.optim import Hyper, global_norm, make_optimizer
-from lm.recurrence import drop
 from lm.regularize import NO_MASKS, Masks, activation_penalty, draw_masks, slowness_penalty
 from lm.remat import rematerialize
+from lm.scans import drop
 from lm.softmax import training_nats
 
 

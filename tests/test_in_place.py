@@ -18,8 +18,9 @@ from lm.cells import CELLS
 from lm.cells.cell import init_params
 from lm.config import ModelConfig
 from lm.data.batches import Batch
-from lm.recurrence import field_over_z, scan_over, unroll
+from lm.recurrence import unroll
 from lm.remat import chunk_steps, rematerialize
+from lm.scans import field_over_z, scan_over
 from lm.train import batch_nats
 
 T, H = 37, 16

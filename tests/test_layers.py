@@ -18,6 +18,7 @@ LAYERS = [
     {"lm.config"},
     {"lm.data"},
     {"lm.linear_recurrence", "lm.embedding", "lm.alignment", "lm.native"},
+    {"lm.scans"},
     {"lm.recurrence"},
     {"lm.regularize", "lm.adaptive_softmax"},
     {"lm.model"},

@@ -380,11 +380,12 @@ def pull_back_right(tape, d_state):
     return Pulled((delta.sum(axis=0),), RNNState(jnp.zeros_like(delta)), delta, delta)
 
 
-@pytest.mark.parametrize("what", ["state", "vector", "z"])
+@pytest.mark.parametrize("what", ["state", "vector", "z", "z of one gate"])
 def test_shapes_that_disagree_are_the_scans_to_refuse(what):
     """Nothing is read past the end of an array."""
     cell, sizes = CELLS["gru"], {"state": (6, 20), "vector": (20,), "z": (9, 6, 60)}
-    sizes[what] = {"state": (1, 20), "vector": (1,), "z": (9, 6, 40)}[what]
+    wrong = {"state": (1, 20), "vector": (1,), "z": (9, 6, 40), "z of one gate": (9, 6, 20)}
+    sizes[what.split()[0]] = wrong[what]
     state, vectors = RNNState(jnp.zeros(sizes["state"])), (jnp.zeros(sizes["vector"]),)
     z = jnp.zeros(sizes["z"])
     run = lambda z: recur(cell, None, jnp.zeros((20, 60)), vectors, state, z, None, None)  # noqa: E731

@@ -21,7 +21,8 @@ from lm.gradients.context import CHANGES, Change, measure_context
 from lm.gradients.flow import inject_at, lag_curves, measure_layer_lengths, pull_back_log
 from lm.gradients.jacobian import product_log_norms, singular_spectrum, state_jacobians
 from lm.gradients.lyapunov import lyapunov_spectrum
-from lm.recurrence import Trace, as_step, project, run_forward
+from lm.recurrence import as_step, project, run_forward
+from lm.scans import Trace
 
 JACOBIAN_ROWS = 2  # rows whose Jacobians, N x N at every step, are multiplied
 DIRECTIONS = 8  # random directions in parameter space that sensitivity averages over

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from lm.cells.cell import Cell, CellParams
 from lm.gradients.flow import inject_at, pull_back_log
 from lm.log_space import Scaled
-from lm.recurrence import Trace, project, run_forward, unroll
+from lm.recurrence import project, run_forward, unroll
+from lm.scans import Trace
 
 
 class Driven(NamedTuple):

@@ -19,7 +19,8 @@ from lm.cells import CELLS
 from lm.cells.cell import CellParams, init_params
 from lm.gradients.flow import inject_at, pull_back_log
 from lm.log_space import log_norm
-from lm.recurrence import Trace, project, run_forward, unroll
+from lm.recurrence import project, run_forward, unroll
+from lm.scans import Trace
 
 FLOAT32 = np.finfo(np.float32)
 SIDES = {"vanishing": 1.0, "exploding": 3.0}  # gain of the recurrent weights

@@ -82,7 +82,7 @@ class Cell:
         step's own h_t included. None: not known, or no c.
       written_over_z: the field of the tape, [B, K], that the engine writes over z as it goes, and
         dL/dz over it on the way back: two arrays of [T, B, K] less to hold and to bring into the
-        caches. Every z_t must be used up before it: see lm.recurrence.scan_over. None: no field.
+        caches. Every z_t must be used up before it: see lm.scans.scan_over. None: no field.
       forget_gate: the gate that `forget_bias` is added to, or None.
       vectors: the elementwise parameters that `gate` takes.
       feedback: what the recurrent product reads beside h.

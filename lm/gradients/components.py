@@ -18,7 +18,7 @@ from lm.cells.cell import Cell
 from lm.cells.feedback import wires
 from lm.linalg import full_precision
 from lm.log_space import Scaled
-from lm.recurrence import Trace, previous_read
+from lm.scans import Trace, previous_read
 
 
 class Gram(NamedTuple):

@@ -1,6 +1,6 @@
 """Gradient flow through time: dL_T/ds_t at every lag T - t, from one backward pass.
 
-The backward scan is training's own (`lm.recurrence.pull_back_step`), carried in log space:
+The backward scan is training's own (`lm.scans.pull_back_step`), carried in log space:
 (log scale, direction) in place of a cotangent, so that float32 follows a norm to 1e-100 and
 beyond, where its own range ends at 1e-45 and a naive norm at 1e-23.
 
@@ -20,14 +20,8 @@ from lm.cells.feedback import gather
 from lm.config import ModelConfig
 from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
-from lm.recurrence import (
-    Trace,
-    previous_read,
-    project,
-    pull_back_step,
-    run_forward,
-    transposed_weights,
-)
+from lm.recurrence import project, run_forward
+from lm.scans import Trace, previous_read, pull_back_step, transposed_weights
 
 LANE_BYTES = 512 * 2**20  # most memory for the backward passes that `measure_lengths` runs at once
 

@@ -14,7 +14,8 @@ from jax import lax
 from lm.gradients.jacobian import run_states
 from lm.linalg import full_precision
 from lm.log_space import common_scale, log_norm, rescale
-from lm.recurrence import Step, select
+from lm.recurrence import Step
+from lm.scans import select
 
 
 class StepCurves(NamedTuple):

@@ -16,7 +16,7 @@ from lm.cells.cell import Cell, CellParams
 from lm.cells.feedback import send_back
 from lm.linalg import full_precision
 from lm.log_space import Scaled, common_scale, log_norm, rescale
-from lm.recurrence import Trace, product, pull_back_step, select, transposed_weights
+from lm.scans import Trace, product, pull_back_step, select, transposed_weights
 
 
 class Part(NamedTuple):

@@ -7,7 +7,7 @@ loops around it. The trace is of the B and H that the code is for, since a cell 
 them; of most cells it reads the same at any.
 
 There is none of a cell with anything else in its gates, nor of one whose tape has more than such
-arrays and vectors, a constant factor say: the scans of lm.recurrence run those.
+arrays and vectors, a constant factor say: lm.scans runs those.
 """
 
 from typing import Any, NamedTuple

@@ -2,8 +2,8 @@
 
 XLA runs a step of a recurrence as a product and a dozen small kernels on one core, each of which
 reads and writes whole arrays. In C a step is one pass over blocks of units, on all cores. The
-equations are the cell's own, which `lm.native.cell_code` writes out, and a call returns what the
-scans of `lm.recurrence` do, to the rounding of float32.
+equations are the cell's own, which `lm.native.cell_code` writes out, and a call returns what a scan
+of `lm.scans` does, to the rounding of float32.
 """
 
 from collections.abc import Callable
