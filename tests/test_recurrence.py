@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cells import B, D, H, T, random_layer, to_oracle
 
-from lm import recurrence
+from lm import scans
 from lm.cells import CELLS
 from lm.cells.cell import init_params
 from lm.cells.feedback import recurrent_product
@@ -65,7 +65,7 @@ def test_several_steps_a_round_are_the_same_steps(time, monkeypatch, x64):
     x = np.concatenate([x, x])[:time]
     mask = np.arange(time)[:, None] < np.array([time, 3, 1])[None]
     one = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
-    monkeypatch.setattr(recurrence, "steps_a_round", lambda: 5)
+    monkeypatch.setattr(scans, "steps_a_round", lambda: 5)
     five = gradients(lambda *a: unroll(cell, *a), params, state, x, mask)
     assert "unroll=5" in str(jax.make_jaxpr(lambda x: unroll(cell, params, state, x))(x))
     backward = jax.grad(lambda x: jnp.sum(unroll(cell, params, state, x)[1]))
