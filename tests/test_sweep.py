@@ -718,11 +718,11 @@ def test_jobs_of_a_cluster_that_die_are_sent_again(book, tmp_path, monkeypatch):
     """submitit's own executor for one machine in place of Slurm; the job dies once, at a point."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(cluster, "CLUSTER", "local")
-    monkeypatch.setattr(cluster, "LOOK_AT_JOBS", 1.0)
+    monkeypatch.setattr(cluster, "LOOK_AT_JOBS", 0.25)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     folder = tmp_path / "s"
     flags = ["--sweep=learning_rate=1,1e38 seed=0:3", "--executor=slurm", "--jobs=2", "--clip=inf"]
-    flags += ["--steps=800", f"--corpus={book}", *SMALL]
+    flags += ["--steps=3000", f"--corpus={book}", *SMALL]
     killed = []
 
     def kill_one():
