@@ -28,6 +28,7 @@ ARITHMETIC = {
     "div": "{} / {}",
     "neg": "-{}",
     "square": "{0} * {0}",
+    "one_minus_square": "all(1) - {0} * {0}",  # JAX 0.12's, in the derivative of tanh
     "max": "larger({}, {})",
     "min": "smaller({}, {})",
     "tanh": "hyperbolic_tangent({})",
